@@ -1,0 +1,170 @@
+"""SigLIP vision tower in plain PyTorch, with the key names of the official PaliGemma checkpoints.
+
+No class token, no pooling head, learned positions, pre-norm blocks with biases. Source of the computation: the vision
+tower of PaliGemma as openpi's PyTorch port runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from omega_qvla_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SiglipConfig:
+    """Sizes of the tower.
+
+    Attributes:
+        width: Width of the tower.
+        depth: Number of layers.
+        num_heads: Attention heads.
+        mlp_dim: Hidden width of the MLPs.
+        patch_size: Edge of a patch, pixels.
+        image_size: Edge of the (square) image, pixels.
+        layer_norm_eps: Epsilon of every LayerNorm.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    patch_size: int
+    image_size: int
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) <= 0:
+                raise ConfigError(f"vision.{field.name} is {getattr(self, field.name)}; it must be positive")
+        if self.width % self.num_heads:
+            raise ConfigError(f"vision.width {self.width} is not a multiple of vision.num_heads {self.num_heads}")
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"vision.image_size {self.image_size} is not a multiple of vision.patch_size {self.patch_size}"
+            )
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens of one image."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+class SiglipVision(nn.Module):
+    """Vision encoder of kind ``siglip``: the same tower over every camera; reads neither text nor proprioception.
+
+    Attributes:
+        out_width: Width of its tokens, which a projector brings to the language tower's.
+    """
+
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.out_width = config.width
+        self.vision_model = _VisionModel(config)
+
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        image_masks: Sequence[Tensor],
+        text: Tensor,
+        text_mask: Tensor,
+        state: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens of all cameras, camera by camera.
+
+        Args:
+            images: One float tensor ``[B, 3, image_size, image_size]`` in [-1, 1] per camera.
+            image_masks: One bool tensor ``[B]`` per camera; False means that the camera is absent.
+            text: Not used.
+            text_mask: Not used.
+            state: Not used.
+
+        Returns:
+            Tokens ``[B, cameras * num_patches, width]`` and their mask, bool ``[B, cameras * num_patches]``.
+
+        Raises:
+            ValueError: If an image does not have the configured size.
+        """
+        size = self.config.image_size
+        for index, image in enumerate(images):
+            if tuple(image.shape[1:]) != (3, size, size):
+                raise ValueError(f"image {index} has shape {tuple(image.shape)}; it must be [B, 3, {size}, {size}]")
+        stacked = torch.stack(tuple(images), dim=1)
+        tokens = self.vision_model(stacked.flatten(0, 1))
+        tokens = tokens.view(stacked.shape[0], -1, self.config.width)
+        mask = torch.stack(tuple(image_masks), dim=1).repeat_interleave(self.config.num_patches, dim=1)
+        return tokens, mask
+
+
+class _VisionModel(nn.Module):
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__()
+        self.embeddings = _Embeddings(config)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(_Layer(config) for _ in range(config.depth))
+        self.post_layernorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embeddings(images)
+        for layer in self.encoder.layers:
+            x = layer(x)
+        return self.post_layernorm(x)
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__()
+        self.patch_embedding = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
+        self.position_embedding = nn.Embedding(config.num_patches, config.width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patch_embedding(images.to(self.patch_embedding.weight.dtype))
+        return patches.flatten(2).transpose(1, 2) + self.position_embedding.weight
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.self_attn = _SelfAttention(config.width, config.num_heads)
+        self.layer_norm2 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.mlp = _MLP(config.width, config.mlp_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        split = (batch, length, self.num_heads, width // self.num_heads)
+        queries, keys, values = (
+            projection(x).view(split).transpose(1, 2) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class _MLP(nn.Module):
+    def __init__(self, width: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, mlp_dim)
+        self.fc2 = nn.Linear(mlp_dim, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
