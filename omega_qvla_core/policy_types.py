@@ -1,0 +1,86 @@
+"""What goes into a policy and what comes out: observations, action chunks and the policy's own description."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class CameraSpec:
+    """One camera that the policy was trained with.
+
+    Attributes:
+        key: Name of the stream in ``Observation.images`` (``front``, ``wrist``).
+        height: Height in pixels that the network sees; any larger image is resized by ``processing``.
+        width: Width in pixels that the network sees.
+    """
+
+    key: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What a policy needs and gives. Read from the checkpoint's ``config.json``, never guessed.
+
+    Attributes:
+        name: Name of the checkpoint.
+        family: Model family, ``pi05``.
+        cameras: Cameras in network order.
+        state_names: Names of the proprioception entries, in network order (joints in rad, gripper in m).
+        action_names: Names of the action entries, in network order, same units.
+        horizon: Number of steps in one action chunk.
+        control_hz: Rate of the chunk's steps.
+        first_action_delay_s: Time from the observation to the moment at which ``actions[0]`` must be reached.
+            One period for policies whose step k is the target of control period k.
+        num_steps: Denoise (flow-matching Euler) steps that the checkpoint was validated with.
+        max_tokens: Longest prompt in tokens.
+        quantization: Name of the recipe in the pack, ``none`` for an unquantized checkpoint.
+    """
+
+    name: str
+    family: str
+    cameras: tuple[CameraSpec, ...]
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    horizon: int
+    control_hz: float
+    first_action_delay_s: float
+    num_steps: int
+    max_tokens: int
+    quantization: str = "none"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One observation of one robot.
+
+    Attributes:
+        images: Camera key -> uint8 ``[H, W, 3]`` RGB, any size of at least the camera's.
+        state: float64 ``[len(state_names)]``, proprioception in the checkpoint's order, rad and m.
+        instruction: What the arm is told, in words.
+    """
+
+    images: Mapping[str, np.ndarray]
+    state: np.ndarray
+    instruction: str
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """A plan of absolute position targets.
+
+    Attributes:
+        actions: float64 ``[horizon, len(action_names)]``, absolute targets in rad and m. ``actions[k]`` is to be
+            reached at ``observation time + first_action_delay_s + k * period_s``.
+        period_s: Time between two steps.
+        first_action_delay_s: See ``PolicySpec.first_action_delay_s``.
+    """
+
+    actions: np.ndarray
+    period_s: float
+    first_action_delay_s: float

@@ -1,0 +1,179 @@
+"""A policy: observation in, action chunk out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from omega_qvla_core.checkpoints.description import PolicyDescription
+from omega_qvla_core.checkpoints.folder import is_pack, load_checkpoint, resolve_folder, save_checkpoint
+from omega_qvla_core.errors import CheckpointError, ConfigError
+from omega_qvla_core.policy_types import ActionChunk, Observation
+
+logger = logging.getLogger(__name__)
+
+
+class Policy:
+    """A model with its processing.
+
+    Args:
+        model: A ``Pi05``, or one whose linears the quantizer replaced.
+        description: Configuration, statistics and vocabulary that belong to it.
+        device: Where to compute, such as ``cpu`` or ``cuda``.
+        quantization: Name of the recipe, ``none`` for unquantized weights.
+
+    Attributes:
+        model: The network, in evaluation mode on ``device``.
+        description: See above.
+        processor: Observation <-> tensors.
+        spec: What the policy needs and gives.
+        device: Where it computes.
+
+    Raises:
+        ConfigError: If the device does not exist.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        description: PolicyDescription,
+        device: str | torch.device = "cpu",
+        quantization: str = "none",
+    ) -> None:
+        self.device = _device(device)
+        self.model = model.to(self.device).eval()
+        self.description = description
+        self.processor = description.processor()
+        self.spec = description.spec(quantization)
+
+    @classmethod
+    def load(cls, path_or_name: str | Path, device: str | torch.device = "cpu") -> Policy:
+        """Load a checkpoint folder, a quantized pack folder, or a policy that comes with the package.
+
+        Raises:
+            CheckpointError: If the folder is missing or incomplete; shipped names are listed.
+            ConfigError: If a configuration file is not valid, or the device does not exist.
+            PackError: If a quantized pack is damaged.
+        """
+        folder = resolve_folder(path_or_name)
+        if is_pack(folder):
+            # The quantizer is needed for packs only, and it builds on this class.
+            from omega_qvla_core.quant.pack import load_pack
+
+            return load_pack(folder, device=device)
+        description, model = load_checkpoint(folder)
+        return cls(model, description, device)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that ``load`` reads: a checkpoint, or a pack if the policy is quantized."""
+        if self.spec.quantization != "none":
+            from omega_qvla_core.quant.pack import save_pack
+
+            save_pack(self, Path(folder))
+            return
+        save_checkpoint(self.description, self.model, Path(folder))
+
+    def infer(self, observation: Observation, noise: np.ndarray | None = None, seed: int = 0) -> ActionChunk:
+        """Plan one chunk. The same observation and noise (or seed) give the same chunk.
+
+        Args:
+            observation: One observation.
+            noise: float ``[horizon, model's action width]`` to start from; drawn from ``seed`` if None.
+            seed: Seed of the noise.
+
+        Raises:
+            ObservationError: If the observation does not have what the policy needs.
+        """
+        batch = None if noise is None else np.asarray(noise)[None]
+        return self.infer_batch([observation], batch, [seed])[0]
+
+    @torch.inference_mode()
+    def infer_batch(
+        self,
+        observations: Sequence[Observation],
+        noise: np.ndarray | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[ActionChunk]:
+        """Plan one chunk per observation, all in one batch.
+
+        Args:
+            observations: B observations.
+            noise: float ``[B, horizon, model's action width]``; drawn from ``seeds`` if None.
+            seeds: One seed per observation; 0 for each if None.
+
+        Returns:
+            B chunks. Values that are not finite are passed on for the robot's guard to refuse.
+
+        Raises:
+            ObservationError: If an observation does not have what the policy needs.
+            ValueError: If there are no observations, or noise or seeds do not fit them.
+        """
+        inputs = self.processor.prepare(observations, self.device)
+        start = self.noise(len(observations), seeds) if noise is None else self._given_noise(noise, len(observations))
+        prefix = self.model.embed_prefix(
+            inputs.images, inputs.image_masks, inputs.tokens, inputs.token_mask, inputs.state
+        )
+        actions = self.model.sample_actions(prefix, start.to(self.device), self.spec.num_steps)
+        targets = self.processor.targets(actions.cpu().numpy(), inputs.measured)
+        period_s = 1.0 / self.spec.control_hz
+        return [ActionChunk(rows, period_s, self.spec.first_action_delay_s) for rows in targets]
+
+    def noise(self, count: int, seeds: Sequence[int] | None = None) -> torch.Tensor:
+        """Start noise float32 ``[count, horizon, model's action width]``, the same on every device.
+
+        Raises:
+            ValueError: If the number of seeds is not ``count``.
+        """
+        seeds = [0] * count if seeds is None else list(seeds)
+        if len(seeds) != count:
+            raise ValueError(f"there are {len(seeds)} seeds for {count} observations")
+        shape = self._noise_shape()
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    def warm_up(self) -> float:
+        """Run two inferences on a blank observation, so that the first real one is not late.
+
+        Returns:
+            Seconds that the second one took.
+
+        Raises:
+            CheckpointError: If the weights give values that are not finite.
+        """
+        blank = self._blank_observation()
+        self.infer(blank)
+        started = time.perf_counter()
+        chunk = self.infer(blank)
+        elapsed_s = time.perf_counter() - started
+        if not np.isfinite(chunk.actions).all():
+            raise CheckpointError(f"{self.spec.name} plans values that are not finite; its weights are damaged")
+        logger.info("policy %s plans one chunk in %.0f ms", self.spec.name, elapsed_s * 1e3)
+        return elapsed_s
+
+    def _blank_observation(self) -> Observation:
+        images = {camera.key: np.full((camera.height, camera.width, 3), 127, np.uint8) for camera in self.spec.cameras}
+        return Observation(images, self.description.stats.state.centre, self.description.tokenizer.words[0])
+
+    def _noise_shape(self) -> tuple[int, int]:
+        return self.description.model.action_horizon, self.description.model.action_dim
+
+    def _given_noise(self, noise: np.ndarray, count: int) -> torch.Tensor:
+        expected = (count, *self._noise_shape())
+        if np.shape(noise) != expected:
+            raise ValueError(f"noise has shape {np.shape(noise)}; this policy and batch need {expected}")
+        return torch.from_numpy(np.array(noise, dtype=np.float32))
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is not known; give cpu or cuda") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {str(device)!r} is not available: torch finds no CUDA GPU; use cpu")
+    return found
