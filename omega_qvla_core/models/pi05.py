@@ -243,10 +243,11 @@ class Pi05(nn.Module):
         expected = (batch, self.config.action_horizon, self.config.action_dim)
         if tuple(noise.shape) != expected:
             raise ValueError(f"noise has shape {tuple(noise.shape)}; this model and batch need {expected}")
-        cache = self.encode_prefix(prefix) if isinstance(prefix, Prefix) else prefix
+        times = euler_times(num_steps)
         step = float(np.float32(-1.0 / num_steps))
+        cache = self.encode_prefix(prefix) if isinstance(prefix, Prefix) else prefix
         x = noise.float()
-        for index, time in enumerate(euler_times(num_steps)):
+        for index, time in enumerate(times):
             with denoise_step(index, num_steps):
                 x = x + step * self.velocity(x, x.new_full((batch,), time), cache)
         return x
