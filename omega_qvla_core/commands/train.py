@@ -40,7 +40,7 @@ def tabletop(
     from omega_qvla_core.train.trainer import Progress, Trainer
 
     with user_errors():
-        config = dataclasses.replace(TrainConfig(steps=steps, batch=batch, seed=seed), **_settings(settings))
+        config = TrainConfig(**{"steps": steps, "batch": batch, "seed": seed, **_settings(settings)})
         data = Demonstrations(demos, device)
         held_out = Demonstrations(validation, device, data.stats) if validation else None
         console.print(f"{data.episodes} episodes, {len(data)} frames")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from omega_qvla_core.envs.tabletop import CAMERAS, COLOURS, KINDS, Task
-from omega_qvla_core.envs.tabletop.demonstrations import Episode, read_episodes
+from omega_qvla_core.envs.tabletop.demonstrations import Episode, load_shard
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.processing.image_tensors import image_tensor
 from omega_qvla_core.processing.normalization import AxisStats, NormStats
@@ -85,7 +85,7 @@ class Demonstrations:
 
     def __init__(self, folder: Path, device: torch.device | str, stats: NormStats | None = None) -> None:
         self.device = torch.device(device)
-        episodes = list(read_episodes(folder))
+        episodes = [e for shard in sorted(folder.glob("shard_*.safetensors")) for e in load_shard(shard)]
         if not episodes:
             raise ConfigError(f"{folder} holds no demonstrations; record some with `omega-qvla tabletop demos`")
         self.episodes = len(episodes)
@@ -101,9 +101,9 @@ class Demonstrations:
 
     def _join(self, episodes: list[Episode]) -> None:
         def joined(name: str, dtype: torch.dtype) -> Tensor:
-            return torch.from_numpy(np.concatenate([getattr(e, name) for e in episodes])).to(self.device, dtype)
+            return torch.from_numpy(np.concatenate([e.steps[name] for e in episodes])).to(self.device, dtype)
 
-        lengths = np.array([len(e.state) for e in episodes])
+        lengths = np.array([len(e) for e in episodes])
         ends = torch.from_numpy(np.repeat(np.cumsum(lengths), lengths))
 
         def per_episode(values: list[int]) -> Tensor:
@@ -112,17 +112,17 @@ class Demonstrations:
         self.last = (ends - 1).to(self.device)
         self.kind = per_episode([KINDS.index(e.task.kind) for e in episodes])
         self.colour = per_episode([e.task.colour_index for e in episodes])
-        self.images = [joined(f"image_{camera}", torch.uint8) for camera in CAMERAS]
+        self.images = [joined(camera, torch.uint8) for camera in CAMERAS]
         self.state = joined("state", torch.float32)
-        self.targets = joined("target", torch.float32)
+        self.targets = joined("action", torch.float32)
         self.burst = joined("burst", torch.bool)
-        self.cubes = joined("cube_positions", torch.float32)
-        self.yaws = joined("cube_yaws", torch.float32)
+        self.cubes = joined("cube_position", torch.float32)
+        self.yaws = joined("cube_yaw", torch.float32)
         self.plate = joined("plate_position", torch.float32)
         self.tool_position = joined("tool_position", torch.float32)
         self.tool_rotation = joined("tool_rotation", torch.float32)
-        self.pixels = [joined(f"pixels_{camera}", torch.float32) for camera in CAMERAS]
-        self.visible = [joined(f"visible_{camera}", torch.float32) for camera in CAMERAS]
+        self.pixels = [joined(f"{camera}_uv", torch.float32) for camera in CAMERAS]
+        self.visible = [joined(f"{camera}_visible", torch.float32) for camera in CAMERAS]
 
     def _chunks(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Absolute-minus-reference actions ``[B, horizon, 7]`` and mask ``[B, horizon]`` of the frames ``index``.
