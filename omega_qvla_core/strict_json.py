@@ -107,7 +107,7 @@ def read_json(path: Path, what: str, max_bytes: int = MAX_JSON_BYTES) -> Any:
         raise CheckpointError(f"{path} has {size} bytes, more than the {max_bytes} that {what} may have")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); is the download complete?") from error
 
 
@@ -140,9 +140,13 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return value
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{where} is {value!r}; it must be of type {kind.__name__}")
-    if kind is float and not math.isfinite(value):
+    try:
+        converted = kind(value)
+    except OverflowError as error:
+        raise ConfigError(f"{where} is too large a number") from error
+    if kind is float and not math.isfinite(converted):
         raise ConfigError(f"{where} is {value!r}; it must be a finite number")
-    return kind(value)
+    return converted
 
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

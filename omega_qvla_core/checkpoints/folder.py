@@ -6,7 +6,10 @@ checked, so that a policy never runs with a random or half loaded tensor.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -67,6 +70,10 @@ def load_checkpoint(folder: Path) -> tuple[PolicyDescription, Pi05]:
         ConfigError: If a JSON file's content is not valid.
     """
     description = read_description(folder)
+    with torch.device("meta"):
+        expected = Pi05(description.model)
+    # Checked before anything is allocated: a wrong size in config.json must not fill the memory.
+    _matching_names(expected, folder / WEIGHTS_FILE)
     model = Pi05(description.model)
     load_weights(model, folder / WEIGHTS_FILE)
     return description, model.eval()
@@ -92,22 +99,35 @@ def load_weights(model: Pi05, path: Path) -> None:
         CheckpointError: If the file is missing, damaged or a pickle, or any tensor is missing, unexpected, mis-shaped
             or not of a floating-point type. The model is then unchanged.
     """
+    names, own = _matching_names(model, path), model.state_dict()
+    with torch.no_grad(), _open(path) as file:
+        for name, file_name in names.items():
+            own[name].copy_(file.get_tensor(file_name))
+
+
+def _matching_names(model: Pi05, path: Path) -> dict[str, str]:
+    """Name of each tensor of ``model`` in the file, once all names, shapes and types are known to fit."""
     _check_weights_file(path)
     own = model.state_dict()
+    with _open(path) as file:
+        names = canonical_state_dict({name: name for name in file.keys()})  # noqa: SIM118 - not a dict
+        _check_names(set(own), set(names), path)
+        for name, file_name in names.items():
+            stored = file.get_slice(file_name)
+            if stored.get_dtype() not in _FLOATS or tuple(stored.get_shape()) != tuple(own[name].shape):
+                raise CheckpointError(
+                    f"{path}: tensor {file_name} is {stored.get_dtype()} {list(stored.get_shape())}; "
+                    f"{CONFIG_FILE} makes it floating point {list(own[name].shape)}"
+                )
+    return names
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """``safe_open`` whose errors name the file and the remedy."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            file_names = canonical_state_dict({name: name for name in file.keys()})  # noqa: SIM118 - not a dict
-            _check_names(set(own), set(file_names), path)
-            for name, file_name in file_names.items():
-                stored = file.get_slice(file_name)
-                if stored.get_dtype() not in _FLOATS or tuple(stored.get_shape()) != tuple(own[name].shape):
-                    raise CheckpointError(
-                        f"{path}: tensor {file_name} is {stored.get_dtype()} {list(stored.get_shape())}; "
-                        f"{CONFIG_FILE} makes it floating point {list(own[name].shape)}"
-                    )
-            with torch.no_grad():
-                for name, file_name in file_names.items():
-                    own[name].copy_(file.get_tensor(file_name))
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({error}); fetch it again, or compare its size with the source's"

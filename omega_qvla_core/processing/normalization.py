@@ -190,7 +190,7 @@ class NormStats:
 def _array(value: object, where: str) -> np.ndarray:
     try:
         return np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{where} is not an array of numbers ({error})") from error
 
 

@@ -67,6 +67,11 @@ class PolicyProcessor:
         stats.check(config.state_names, config.action_names, horizon)
         if config.state_in_prompt and not tokenizer.has_state_bins:
             raise ConfigError("policy.state_in_prompt is true, but tokenizer.json has no state bins <s0>..<s255>")
+        if config.state_in_prompt and max_tokens < len(config.state_names) + 2:
+            raise ConfigError(
+                f"model.max_token_len is {max_tokens}; the state's {len(config.state_names)} tokens "
+                "leave no room for words"
+            )
         self.config = config
         self.stats = stats
         self.tokenizer = tokenizer

@@ -41,6 +41,8 @@ class WordTokenizer:
         if len(self._ids) != len(self.vocabulary):
             twice = next(token for token in self.vocabulary if self.vocabulary.count(token) > 1)
             raise ConfigError(f"tokenizer.vocabulary holds {twice!r} twice; each token must be unique")
+        if not self.words:
+            raise ConfigError("tokenizer.vocabulary holds no words; the policy could not be told anything")
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], state_bins: bool = False) -> WordTokenizer:
