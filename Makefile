@@ -46,11 +46,11 @@ help:  ## print this list
 $(VENV)/.installed: setup.py setup.cfg constraints.txt scripts/check_machine.py
 	@$(PYTHON) scripts/check_machine.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel
 	@echo "Installing $(TORCH) into $(VENV) (about 200 MB for the CPU build) ..."
 	@# Alone and without dependencies, so that one look-up is all that an unreachable index can cost.
 	$(BIN)/pip install --retries 1 --timeout 20 --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
 	@echo "Installing ROS 2, MuJoCo and the Python libraries (about 350 MB, a minute on a fast line) ..."
-	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --use-pep517 --editable ".[ros,dev]"
 	@touch $@
 
