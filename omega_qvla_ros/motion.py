@@ -1,0 +1,218 @@
+"""From finished chunks to the message of each control period: scheduler -> guard -> plan -> window.
+
+``Motion`` owns the commanded plan. It has no thread, no clock and no ROS: the node calls it from its control timer
+with the time, and sends what ``tick`` returns.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from omega_qvla_core.policy_types import ActionChunk
+from omega_qvla_ros import jtc
+from omega_qvla_ros.contract import PolicyBinding, RobotContract
+from omega_qvla_ros.guard import MotionGuard
+from omega_qvla_ros.scheduler import ChunkScheduler, Ticket
+from omega_qvla_ros.splines import nanoseconds, seconds
+from omega_qvla_ros.trajectory import JointTrajectory, Plan, hold_plan, still_plan, stop_knots, window
+
+log = logging.getLogger(__name__)
+
+HOLD_REPEATS = 3
+"""A hold is sent in so many consecutive control periods, so that one lost message does no harm."""
+HOLD_PERIODS = HOLD_REPEATS + 1
+"""A hold lasts at least this long, so that its last repetition is not after its end."""
+TRACKING_TICKS = 4
+"""The arm must be away from its command for so many control periods before the plan is dropped."""
+
+
+@dataclass
+class MotionCounters:
+    """What left the node."""
+
+    published: int = 0
+    holds: int = 0
+    exhausted: int = 0
+    tracking_lost: int = 0
+
+
+class Motion:
+    """The commanded motion of one robot.
+
+    Args:
+        contract: The robot.
+        binding: Where its joints stand in the checkpoint's actions.
+        horizon: Steps in a chunk of the checkpoint.
+        scheduler: Book-keeping of chunks.
+        guard: Limits.
+    """
+
+    def __init__(
+        self,
+        contract: RobotContract,
+        binding: PolicyBinding,
+        horizon: int,
+        scheduler: ChunkScheduler,
+        guard: MotionGuard,
+    ) -> None:
+        self._names = contract.joint_names
+        self._binding = binding
+        self._horizon = horizon
+        self._scheduler = scheduler
+        self._guard = guard
+        self._limits = guard.limits
+        self._period_ns = nanoseconds(contract.period_s)
+        self._plan: Plan | None = None
+        self._holding = False
+        self._hold_left = 0
+        self._away_ticks = 0
+        self._exhausted = True
+        self.counters = MotionCounters()
+        self.invalid: Counter[str] = Counter()
+
+    @property
+    def plan(self) -> Plan | None:
+        """The commanded plan, None before the first chunk of an epoch."""
+        return self._plan
+
+    def queue_s(self, now_ns: int) -> float:
+        """Planned motion left, in seconds."""
+        if self._plan is None or self._holding:
+            return 0.0
+        return max(float(seconds(self._plan.end_ns - now_ns)), 0.0)
+
+    def forget(self) -> None:
+        """The arm was moved by somebody else (reset, clock jump): the next plan begins at the measured position."""
+        self._scheduler.new_epoch()
+        self._plan = None
+        self._holding = False
+        self._exhausted = True
+        self._away_ticks = 0
+
+    def on_chunk(self, ticket: Ticket, chunk: ActionChunk, now_ns: int, measured: np.ndarray) -> None:
+        """Make a finished chunk the commanded motion.
+
+        Args:
+            ticket: What the chunk was computed from.
+            chunk: Actions in the checkpoint's order.
+            now_ns: Time at which the arm switches to it.
+            measured: ``[joints]`` measured positions, where the motion begins if nothing is commanded yet.
+
+        Raises:
+            ChunkDropped: It is void (another epoch or task) or came too late.
+            ChunkRejected: It breaks a limit; the committed plan stays.
+        """
+        actions = np.asarray(chunk.actions, dtype=np.float64)
+        if actions.ndim == 2 and actions.shape[1] == len(self._binding.action_entries):
+            actions = actions[:, self._binding.action_entries]
+        self._guard.check_actions(actions, self._horizon)
+        base = self._plan if self._plan is not None else still_plan(now_ns, measured, self._period_ns)
+        placement = self._scheduler.place(
+            ticket,
+            ActionChunk(actions, chunk.period_s, chunk.first_action_delay_s),
+            now_ns,
+            lambda time_ns: base.sample(time_ns)[0],
+        )
+        if base.times_ns[0] > now_ns:
+            base = still_plan(now_ns, base.positions[0], self._period_ns)
+        head = base.committed(now_ns, now_ns - 2 * self._period_ns)
+        plan = self._guard.limit(head, placement.times_ns, placement.targets)
+        self._plan = self._with_end(plan)
+        self._scheduler.confirm(ticket, placement)
+        self._holding = False
+        self._exhausted = False
+
+    def shorten(self, now_ns: int, steps: int) -> None:
+        """End the plan ``steps`` control periods from now: what is left belongs to an older instruction."""
+        until_ns = now_ns + steps * self._period_ns
+        if self._plan is not None and not self._holding and self._plan.end_ns > until_ns:
+            self._plan = self._with_end(self._plan.committed(until_ns, now_ns - 2 * self._period_ns))
+
+    def hold(self, now_ns: int) -> None:
+        """Decelerate from the present command and stay; chunks under way are void. Does nothing while holding."""
+        if self._holding:
+            return
+        self._scheduler.new_epoch()
+        self._holding = True
+        self._hold_left = 0
+        if self._plan is not None:
+            self._plan = hold_plan(self._plan, now_ns, self._limits, self._period_ns, HOLD_PERIODS)
+            self._hold_left = HOLD_REPEATS
+            self.counters.holds += 1
+
+    @property
+    def holding(self) -> bool:
+        """True from ``hold`` until the next accepted chunk."""
+        return self._holding
+
+    def tick(self, now_ns: int) -> JointTrajectory | None:
+        """What is to be sent in this control period: the rolling window, a hold's repetition, or nothing.
+
+        Returns:
+            A trajectory that a stock controller accepts, or None.
+        """
+        if self._plan is None:
+            return None
+        if self._holding:
+            if self._hold_left <= 0 or now_ns >= self._plan.end_ns:
+                return None
+            self._hold_left -= 1
+        elif now_ns >= self._plan.end_ns:
+            if not self._exhausted:
+                self._exhausted = True
+                self.counters.exhausted += 1
+                self._scheduler.retry()
+            return None
+        return self._checked(window(self._plan, now_ns, self._names, self._period_ns), now_ns)
+
+    @property
+    def exhausted(self) -> bool:
+        """The plan was executed to its end and nothing newer came: the arm stands."""
+        return self._exhausted
+
+    def watch_tracking(self, stamp_ns: int, measured: np.ndarray) -> str | None:
+        """Compare a measured sample with what was commanded for its time.
+
+        Args:
+            stamp_ns: Time of the measurement.
+            measured: ``[joints]``.
+
+        Returns:
+            The reason if the plan had to be dropped because the arm is elsewhere for ``TRACKING_TICKS`` calls, else
+            None. The next plan then begins at the measured position.
+        """
+        if self._plan is None or stamp_ns < self._plan.times_ns[0]:
+            self._away_ticks = 0
+            return None
+        error = np.abs(self._plan.sample(stamp_ns)[0] - measured)
+        worst = int(np.argmax(error / self._limits.max_tracking_error))
+        if error[worst] <= self._limits.max_tracking_error[worst]:
+            self._away_ticks = 0
+            return None
+        self._away_ticks += 1
+        if self._away_ticks < TRACKING_TICKS:
+            return None
+        self.counters.tracking_lost += 1
+        self.forget()
+        return (
+            f"joint {self._names[worst]!r} is {error[worst]:.3f} away from its command (limit "
+            f"{self._limits.max_tracking_error[worst]:.3f}); is the controller active? planning anew from here"
+        )
+
+    def _with_end(self, plan: Plan) -> Plan:
+        times, positions, velocities = stop_knots(plan.end_ns, plan.positions[-1], plan.velocities[-1], self._limits)
+        return plan.then(times, positions, velocities)
+
+    def _checked(self, trajectory: JointTrajectory, now_ns: int) -> JointTrajectory | None:
+        """The controller refuses silently; this refuses loudly. Must never happen."""
+        reason = jtc.validate(trajectory, now_ns, self._names)
+        if reason is None:
+            self.counters.published += 1
+            return trajectory
+        self.invalid[reason] += 1
+        log.error("a trajectory was not sent because the controller would refuse it: %s", reason)
+        return None

@@ -1,0 +1,293 @@
+"""The latest samples of every stream, and one consistent observation from them, or the reason why there is none.
+
+Samples are judged by their header stamp, in nanoseconds of the node's clock, which the caller passes in. Images are
+kept as they came; decoding them is the inference thread's work.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from omega_qvla_core.errors import ObservationError
+from omega_qvla_core.policy_types import Observation
+from omega_qvla_ros.contract import PolicyBinding, RobotContract
+from omega_qvla_ros.splines import nanoseconds, seconds
+
+IMAGE_HISTORY = 3
+"""Images kept per camera: enough to pair two cameras that tick half a period apart."""
+JOINT_HISTORY = 64
+"""Joint samples kept, 0.64 s at 100 Hz: more than an image may be old."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One consistent set of samples.
+
+    Attributes:
+        images: Camera key -> sample as it was given to ``add_image``.
+        positions: float64 ``[joints]`` in contract order.
+        stamp_ns: Newest stamp in the set; the chunk's time line starts here.
+    """
+
+    images: Mapping[str, Any]
+    positions: np.ndarray
+    stamp_ns: int
+
+    def observation(self, images: Mapping[str, np.ndarray], instruction: str, binding: PolicyBinding) -> Observation:
+        """The policy's input, with the decoded images and the state in the checkpoint's order."""
+        return Observation(images=images, state=self.positions[binding.state_joints], instruction=instruction)
+
+
+@dataclass(frozen=True)
+class NotReady:
+    """Why there is no observation. ``stream`` is a topic name."""
+
+    stream: str
+    reason: str
+
+
+class _Stream:
+    """Age book-keeping of one stream: stale until ``resume_after`` fresh samples came, once it has been stale."""
+
+    def __init__(self, topic: str, timeout_ns: int, resume_after: int) -> None:
+        self.topic = topic
+        self.timeout_ns = timeout_ns
+        self._resume_after = resume_after
+        self._missing = 1
+        self.newest_ns: int | None = None
+
+    def received(self, stamp_ns: int, now_ns: int) -> None:
+        self.update(now_ns)
+        self.newest_ns = stamp_ns
+        if now_ns - stamp_ns <= self.timeout_ns:
+            self._missing = max(self._missing - 1, 0)
+
+    def update(self, now_ns: int) -> None:
+        """Notice staleness. Called at every control tick, so that a short gap between two samples is not missed."""
+        if self.newest_ns is not None and now_ns - self.newest_ns > self.timeout_ns:
+            self._missing = self._resume_after
+
+    def problem(self, now_ns: int) -> str | None:
+        if self.newest_ns is None:
+            return f"nothing received on {self.topic!r} yet"
+        age_s = seconds(now_ns - self.newest_ns)
+        if now_ns - self.newest_ns > self.timeout_ns:
+            return f"{self.topic!r} is stale: {age_s:.3f} s old, limit {seconds(self.timeout_ns):.3f} s"
+        if self._missing:
+            return f"{self.topic!r} came back; waiting for {self._missing} more samples"
+        return None
+
+
+class ObservationBuffer:
+    """Collects the streams of one robot. Methods may be called from several threads.
+
+    Args:
+        contract: Cameras, joints, timeouts and tolerances.
+    """
+
+    def __init__(self, contract: RobotContract) -> None:
+        sensors = contract.sensors
+        self._joint_names = contract.joint_names
+        self._joint_index = {name: k for k, name in enumerate(contract.joint_names)}
+        self._joint_topic = sensors.joint_states_topic
+        self._sync_ns = nanoseconds(sensors.sync_tolerance_s)
+        self._max_future_ns = nanoseconds(sensors.max_future_stamp_s)
+        self._keys = {camera.key: camera.topic for camera in contract.cameras}
+        self._cameras = contract.cameras
+        self._resume_after = sensors.resume_after_samples
+        self._joint_timeout_ns = nanoseconds(sensors.joint_states_timeout_s)
+        self._lock = threading.Lock()
+        self.counters: Counter[str] = Counter()
+        self._not_before_ns = 0
+        self._reset_streams()
+
+    def _reset_streams(self) -> None:
+        self._streams = {
+            camera.key: _Stream(camera.topic, nanoseconds(camera.timeout_s), self._resume_after)
+            for camera in self._cameras
+        }
+        self._joint_stream = _Stream(self._joint_topic, self._joint_timeout_ns, self._resume_after)
+        self._images: dict[str, deque[tuple[int, Any]]] = {key: deque(maxlen=IMAGE_HISTORY) for key in self._keys}
+        self._joints: deque[tuple[int, np.ndarray]] = deque(maxlen=JOINT_HISTORY)
+        self._joint_positions = np.full(len(self._joint_names), np.nan)
+        self._joint_stamps = np.full(len(self._joint_names), -1, dtype=np.int64)
+
+    def clear(self, not_before_ns: int = 0) -> None:
+        """Forget everything; samples stamped before ``not_before_ns`` are not taken any more (an older episode's)."""
+        with self._lock:
+            self._not_before_ns = not_before_ns
+            self._reset_streams()
+
+    def add_image(self, key: str, image: Any, stamp_ns: int, now_ns: int) -> str | None:
+        """Store an image.
+
+        Args:
+            key: Camera key of the contract.
+            image: Kept as it is.
+            stamp_ns: Header stamp; 0 (a driver that does not stamp) is replaced by ``now_ns``.
+            now_ns: The node's clock.
+
+        Returns:
+            None, or why the image was dropped: ``future``, ``old`` (out of order), ``repeated`` (same stamp).
+        """
+        with self._lock:
+            stamp_ns = self._check_zero(key, stamp_ns, now_ns)
+            reason = self._drop_reason(key, stamp_ns, self._streams[key].newest_ns, now_ns)
+            if reason is None:
+                self._images[key].append((stamp_ns, image))
+                self._streams[key].received(stamp_ns, now_ns)
+            return reason
+
+    def add_joints(self, names: Sequence[str], positions: Sequence[float], stamp_ns: int, now_ns: int) -> str | None:
+        """Merge a joint state message by name. Joints may be split over messages, reordered, or not ours.
+
+        Returns:
+            None, or why the message was dropped: ``future``, ``old``, ``repeated``, ``length`` (fewer positions than
+            names), ``not_finite`` (followed by the joint's name), ``foreign`` (none of our joints).
+        """
+        with self._lock:
+            if len(positions) != len(names):
+                return self._count("joint_states", "length")
+            stamp_ns = self._check_zero("joint_states", stamp_ns, now_ns)
+            ours = [
+                (self._joint_index[name], value) for name, value in zip(names, positions) if name in self._joint_index
+            ]
+            if not ours:
+                return self._count("joint_states", "foreign")
+            index = np.array([k for k, _ in ours])
+            values = np.array([value for _, value in ours], dtype=np.float64)
+            if not np.isfinite(values).all():
+                name = self._joint_names[index[np.flatnonzero(~np.isfinite(values))[0]]]
+                self._count("joint_states", "not_finite")
+                return f"not_finite: joint {name!r}"
+            newest = int(self._joint_stamps[index].max())
+            reason = self._drop_reason("joint_states", stamp_ns, newest if newest >= 0 else None, now_ns)
+            if reason is None:
+                self._joint_positions[index] = values
+                self._joint_stamps[index] = stamp_ns
+                self._merge_joints(now_ns)
+            return reason
+
+    def _merge_joints(self, now_ns: int) -> None:
+        """Make one sample of all joints; it is as old as its oldest joint."""
+        merged_ns = int(self._joint_stamps.min())
+        if merged_ns < 0:
+            return
+        sample = (merged_ns, self._joint_positions.copy())
+        if self._joints and self._joints[-1][0] == merged_ns:
+            self._joints[-1] = sample
+        else:
+            self._joints.append(sample)
+            self._joint_stream.received(merged_ns, now_ns)
+
+    def _check_zero(self, name: str, stamp_ns: int, now_ns: int) -> int:
+        if stamp_ns == 0:
+            self._count(name, "zero_stamp")
+            return now_ns
+        return stamp_ns
+
+    def _drop_reason(self, name: str, stamp_ns: int, newest_ns: int | None, now_ns: int) -> str | None:
+        if stamp_ns > now_ns + self._max_future_ns:
+            return self._count(name, "future")
+        if stamp_ns < self._not_before_ns:
+            return self._count(name, "before_restart")
+        if newest_ns is not None and stamp_ns == newest_ns:
+            return self._count(name, "repeated")
+        if newest_ns is not None and stamp_ns < newest_ns:
+            return self._count(name, "old")
+        return None
+
+    def _count(self, name: str, kind: str) -> str:
+        self.counters[f"{name}:{kind}"] += 1
+        return kind
+
+    def problem(self, now_ns: int) -> NotReady | None:
+        """The first stream that is missing or stale, or None. Call it at every control tick."""
+        with self._lock:
+            return self._problem(now_ns)
+
+    def _problem(self, now_ns: int) -> NotReady | None:
+        for stream in (self._joint_stream, *self._streams.values()):
+            stream.update(now_ns)
+        missing = [name for name, stamp in zip(self._joint_names, self._joint_stamps) if stamp < 0]
+        if missing and (self._joint_stamps >= 0).any():
+            return NotReady(
+                self._joint_topic, f"{self._joint_topic!r} lacks joint {missing[0]!r} (missing: {', '.join(missing)})"
+            )
+        for stream in (self._joint_stream, *self._streams.values()):
+            reason = stream.problem(now_ns)
+            if reason is not None and stream is self._joint_stream and stream.newest_ns is not None:
+                oldest = self._joint_names[int(self._joint_stamps.argmin())]
+                reason = f"{reason} (joint {oldest!r})"
+            if reason is not None:
+                return NotReady(stream.topic, reason)
+        return None
+
+    def assemble(self, now_ns: int) -> Snapshot | NotReady:
+        """One observation: the newest set of images that belong together, with the joints of that moment.
+
+        The reference is the camera that is furthest behind; the others give the image nearest to it.
+        """
+        with self._lock:
+            problem = self._problem(now_ns)
+            if problem is not None:
+                return problem
+            reference_ns = min(history[-1][0] for history in self._images.values())
+            chosen = {key: _nearest(history, reference_ns) for key, history in self._images.items()}
+            joints_ns, positions = _nearest(self._joints, reference_ns)
+            stamps = {self._keys[key]: stamp for key, (stamp, _) in chosen.items()}
+            stamps[self._joint_topic] = joints_ns
+            spread_ns = max(stamps.values()) - min(stamps.values())
+            if spread_ns > self._sync_ns:
+                oldest = min(stamps, key=lambda topic: stamps[topic])
+                return NotReady(
+                    oldest,
+                    f"{oldest!r} is {seconds(spread_ns):.3f} s behind the other streams, "
+                    f"tolerance {seconds(self._sync_ns):.3f} s",
+                )
+            images = {key: image for key, (_, image) in chosen.items()}
+            return Snapshot(images=images, positions=positions.copy(), stamp_ns=max(stamps.values()))
+
+    def joint_positions(self, now_ns: int) -> np.ndarray | None:
+        """The newest joint positions ``[joints]``, or None if they are missing or stale."""
+        with self._lock:
+            self._joint_stream.update(now_ns)
+            if not self._joints or self._joint_stream.problem(now_ns) is not None:
+                return None
+            return self._joints[-1][1].copy()
+
+    def joint_sample(self) -> tuple[int, np.ndarray] | None:
+        """The newest joint sample, stamp and ``[joints]``, however old."""
+        with self._lock:
+            return (self._joints[-1][0], self._joints[-1][1].copy()) if self._joints else None
+
+    def ages_s(self, now_ns: int) -> dict[str, float]:
+        """Topic -> age of its newest sample; infinity where none came."""
+        with self._lock:
+            return {
+                stream.topic: float("inf") if stream.newest_ns is None else float(seconds(now_ns - stream.newest_ns))
+                for stream in (self._joint_stream, *self._streams.values())
+            }
+
+
+def _nearest(history: deque[tuple[int, Any]], stamp_ns: int) -> tuple[int, Any]:
+    return min(reversed(history), key=lambda sample: abs(sample[0] - stamp_ns))
+
+
+def require_image_size(key: str, height: int, width: int, min_height: int, min_width: int) -> None:
+    """Refuse an image smaller than the network's.
+
+    Raises:
+        ObservationError: Naming the camera and both sizes.
+    """
+    if height < min_height or width < min_width:
+        raise ObservationError(
+            f"camera {key!r} gives {width}x{height} px, the policy needs at least {min_width}x{min_height}; "
+            "raise the camera's resolution"
+        )

@@ -1,0 +1,175 @@
+"""Chunks: when to ask for the next one, and what of it is executed at which time.
+
+Step k of a chunk belongs to the time ``observation + first_action_delay + k * period``, however long the inference
+took: steps whose time has passed are skipped, the others replace the committed motion over a short blend. A chunk
+that was asked for before a reset, or for another instruction, is never executed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from omega_qvla_core.policy_types import ActionChunk
+from omega_qvla_ros.splines import nanoseconds
+
+MIN_GAP_PERIODS = 0.25
+"""A step nearer than this to the switch is skipped: a knot that close would turn position noise into speed."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """Identity of one inference: what it saw, and under which epoch and task it was asked for."""
+
+    sequence: int
+    epoch: int
+    task: int
+    observation_ns: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The steps of a chunk that lie ahead, blended: int64 ``[N]`` times and float64 ``[N, joints]`` targets."""
+
+    times_ns: np.ndarray
+    targets: np.ndarray
+    skipped: int
+
+
+class ChunkDropped(Exception):
+    """A chunk came too late or belongs to another epoch or task. Normal in operation; counted by ``kind``."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class ChunkScheduler:
+    """Book-keeping of one policy's chunks.
+
+    Args:
+        execution_horizon_steps: Steps between the observations of two inferences; 1 plans anew at every period.
+        blend_time_s: Time from the committed motion to the new chunk.
+        period_s: Step length of the policy.
+    """
+
+    def __init__(self, execution_horizon_steps: int, blend_time_s: float, period_s: float) -> None:
+        self.execution_horizon_steps = execution_horizon_steps
+        self.blend_time_s = blend_time_s
+        self._period_ns = nanoseconds(period_s)
+        self._epoch = 0
+        self._task = 0
+        self._sequence = 0
+        self._last_placed = -1
+        self._last_observation_ns: int | None = None
+        self._next_observation_ns: int | None = None
+        self.dropped: Counter[str] = Counter()
+        self.accepted = 0
+        self.skipped_steps = 0
+
+    @property
+    def epoch(self) -> int:
+        """Counts resets, holds and other breaks of the motion."""
+        return self._epoch
+
+    @property
+    def task(self) -> int:
+        """Counts changes of the instruction."""
+        return self._task
+
+    def new_epoch(self) -> None:
+        """The motion was broken off: chunks under way are void, the next observation is used at once."""
+        self._epoch += 1
+        self._next_observation_ns = None
+
+    def new_task(self) -> None:
+        """The instruction changed: chunks under way are void, the next observation is used at once."""
+        self._task += 1
+        self._next_observation_ns = None
+
+    def forget_time(self) -> None:
+        """The clock jumped back: no remembered stamp means anything any more."""
+        self.new_epoch()
+        self._last_observation_ns = None
+
+    def is_due(self, observation_ns: int) -> bool:
+        """Whether an observation with this stamp is the one to plan on."""
+        if self._last_observation_ns is not None and observation_ns <= self._last_observation_ns:
+            return False
+        # A quarter period of slack, because cameras do not tick exactly at the policy's rate.
+        return self._next_observation_ns is None or (observation_ns >= self._next_observation_ns - self._period_ns // 4)
+
+    def begin(self, observation_ns: int) -> Ticket:
+        """An inference starts on this observation."""
+        self._sequence += 1
+        self._last_observation_ns = observation_ns
+        self._next_observation_ns = observation_ns + self.execution_horizon_steps * self._period_ns
+        return Ticket(self._sequence, self._epoch, self._task, observation_ns)
+
+    def retry(self) -> None:
+        """The inference failed: the next observation is used at once."""
+        self._next_observation_ns = None
+
+    def place(
+        self,
+        ticket: Ticket,
+        chunk: ActionChunk,
+        now_ns: int,
+        committed: Callable[[int], np.ndarray],
+    ) -> Placement:
+        """Decide what of a finished chunk is executed.
+
+        Args:
+            ticket: From ``begin``.
+            chunk: Actions in contract order.
+            now_ns: Time of the switch from the committed motion.
+            committed: Time in ns -> commanded position ``[joints]`` if nothing new came.
+
+        Returns:
+            At least one step ahead of ``now_ns``.
+
+        Raises:
+            ChunkDropped: kind ``epoch``, ``task``, ``order`` or ``late``.
+        """
+        self._check(ticket)
+        first_ns = ticket.observation_ns + nanoseconds(chunk.first_action_delay_s)
+        period_ns = nanoseconds(chunk.period_s)
+        times_ns = first_ns + np.arange(len(chunk.actions), dtype=np.int64) * period_ns
+        ahead = times_ns >= now_ns + int(MIN_GAP_PERIODS * period_ns)
+        skipped = int(len(ahead) - ahead.sum())
+        if not ahead.any():
+            self._drop("late", f"all {len(ahead)} steps had passed {(now_ns - times_ns[-1]) / 1e9:.2f} s before")
+        times_ns, targets = times_ns[ahead], chunk.actions[ahead]
+        weight = self._blend_weight(times_ns - now_ns)
+        for k in np.flatnonzero(weight < 1.0):
+            targets[k] = (1.0 - weight[k]) * committed(int(times_ns[k])) + weight[k] * targets[k]
+        return Placement(times_ns=times_ns, targets=targets, skipped=skipped)
+
+    def confirm(self, ticket: Ticket, placement: Placement) -> None:
+        """The guard passed the placement and it is now the commanded motion."""
+        self._last_placed = ticket.sequence
+        self.accepted += 1
+        self.skipped_steps += placement.skipped
+
+    def _check(self, ticket: Ticket) -> None:
+        if ticket.epoch != self._epoch:
+            self._drop("epoch", f"asked for in epoch {ticket.epoch}, now it is {self._epoch}")
+        if ticket.task != self._task:
+            self._drop("task", f"asked for task {ticket.task}, now it is {self._task}")
+        if ticket.sequence <= self._last_placed:
+            self._drop("order", f"chunk {ticket.sequence} came after chunk {self._last_placed}")
+
+    def _blend_weight(self, after_ns: np.ndarray) -> np.ndarray:
+        """0 at the switch, 1 from ``blend_time_s`` on, with zero slope at both ends (3 u^2 - 2 u^3)."""
+        blend_ns = nanoseconds(self.blend_time_s)
+        if blend_ns <= 0:
+            return np.ones(len(after_ns))
+        u = np.clip(after_ns / blend_ns, 0.0, 1.0)
+        return u * u * (3.0 - 2.0 * u)
+
+    def _drop(self, kind: str, message: str) -> None:
+        self.dropped[kind] += 1
+        raise ChunkDropped(kind, message)

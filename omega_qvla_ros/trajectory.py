@@ -1,0 +1,206 @@
+"""Plans and the rolling window: what a stock joint_trajectory_controller receives.
+
+A ``Plan`` is the commanded motion as knots on the absolute ROS time line. Every published trajectory is a window of
+it: it begins one control period in the past, so that the controller is already inside a segment when it arrives, and
+ends in a zero-velocity point, so that the arm stops by itself when nothing follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from omega_qvla_ros.contract import JointLimits
+from omega_qvla_ros.splines import hermite, nanoseconds, seconds
+
+_EMPTY = np.empty(0)
+MIN_STOP_S = 0.01
+"""Shortest stop segment: one step of a 100 Hz controller; a shorter one would fall between two of its samples."""
+MIN_LIMIT_STOP_S = 1e-6
+"""Shortest stop of a joint that has next to no room before its position limit."""
+
+
+@dataclass(frozen=True)
+class TrajectoryPoint:
+    """One point, as in ``trajectory_msgs/JointTrajectoryPoint``; an empty array means "not given"."""
+
+    positions: np.ndarray
+    time_from_start_ns: int
+    velocities: np.ndarray = field(default_factory=lambda: _EMPTY)
+    accelerations: np.ndarray = field(default_factory=lambda: _EMPTY)
+    effort: np.ndarray = field(default_factory=lambda: _EMPTY)
+
+
+@dataclass(frozen=True)
+class JointTrajectory:
+    """A trajectory, as in ``trajectory_msgs/JointTrajectory``. ``stamp_ns`` 0 means "start on reception"."""
+
+    joint_names: tuple[str, ...]
+    stamp_ns: int
+    points: tuple[TrajectoryPoint, ...]
+
+    @property
+    def end_ns(self) -> int:
+        """Absolute time of the last point, for a stamped trajectory."""
+        return self.stamp_ns + self.points[-1].time_from_start_ns
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Commanded motion: a cubic Hermite spline through knots, still before the first and after the last one.
+
+    Attributes:
+        times_ns: int64 ``[N]``, strictly increasing.
+        positions: float64 ``[N, joints]``, rad or m.
+        velocities: float64 ``[N, joints]``; the last row is zero in every plan that is published.
+    """
+
+    times_ns: np.ndarray
+    positions: np.ndarray
+    velocities: np.ndarray
+
+    @property
+    def end_ns(self) -> int:
+        """Time of the last knot."""
+        return int(self.times_ns[-1])
+
+    def sample(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
+        """Commanded position and velocity at a time, ``[joints]`` each."""
+        if time_ns >= self.times_ns[-1]:
+            return self.positions[-1].copy(), np.zeros_like(self.positions[-1])
+        if time_ns <= self.times_ns[0]:
+            still = np.zeros_like(self.positions[0]) if time_ns < self.times_ns[0] else self.velocities[0].copy()
+            return self.positions[0].copy(), still
+        k = int(np.searchsorted(self.times_ns, time_ns, side="right")) - 1
+        return hermite(
+            float(seconds(time_ns - self.times_ns[k])),
+            float(seconds(self.times_ns[k + 1] - self.times_ns[k])),
+            self.positions[k],
+            self.velocities[k],
+            self.positions[k + 1],
+            self.velocities[k + 1],
+        )
+
+    def committed(self, until_ns: int, since_ns: int) -> Plan:
+        """The part up to ``until_ns`` with a knot exactly there, from the newest knot at or before ``since_ns``.
+
+        A cubic that is cut is the same cubic, so the controller sees no change before ``until_ns``.
+        """
+        first = max(int(np.searchsorted(self.times_ns, since_ns, side="right")) - 1, 0)
+        last = int(np.searchsorted(self.times_ns, until_ns, side="left"))
+        position, velocity = self.sample(until_ns)
+        return Plan(
+            times_ns=np.append(self.times_ns[first:last], np.int64(until_ns)),
+            positions=np.vstack([self.positions[first:last], position]),
+            velocities=np.vstack([self.velocities[first:last], velocity]),
+        )
+
+    def then(self, times_ns: np.ndarray, positions: np.ndarray, velocities: np.ndarray) -> Plan:
+        """This plan followed by more knots."""
+        return Plan(
+            times_ns=np.concatenate([self.times_ns, times_ns]).astype(np.int64),
+            positions=np.vstack([self.positions, positions]),
+            velocities=np.vstack([self.velocities, velocities]),
+        )
+
+
+def still_plan(time_ns: int, position: np.ndarray, past_ns: int) -> Plan:
+    """An arm at rest from ``past_ns`` before ``time_ns`` on: where a motion begins when nothing was commanded yet."""
+    position = np.asarray(position, dtype=np.float64)
+    return Plan(
+        times_ns=np.array([time_ns - past_ns, time_ns], dtype=np.int64),
+        positions=np.vstack([position, position]),
+        velocities=np.zeros((2, len(position))),
+    )
+
+
+def brakable_velocity(position: np.ndarray, velocity: np.ndarray, limits: JointLimits) -> np.ndarray:
+    """``velocity`` reduced to what ``max_acceleration`` can stop before the position limit: v^2 <= 2 a d."""
+    room = np.where(velocity > 0.0, limits.position_max - position, position - limits.position_min)
+    return np.sign(velocity) * np.minimum(
+        np.abs(velocity), np.sqrt(2.0 * limits.max_acceleration * np.maximum(room, 0.0))
+    )
+
+
+def stop_knots(
+    time_ns: int, position: np.ndarray, velocity: np.ndarray, limits: JointLimits
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Knots that bring moving joints to rest with constant deceleration.
+
+    All joints stop together: the slowest one to stop sets ``t = |v| / max_acceleration``, and the end point lies
+    ``v t / 2`` beyond ``position`` (setting the last velocity to zero in place would break the acceleration limit).
+    A joint that would cross a position limit on that way stops earlier, at the limit: position goes before
+    acceleration.
+
+    Args:
+        time_ns: Time of the given state.
+        position: ``[joints]``.
+        velocity: ``[joints]``.
+        limits: Joint limits.
+
+    Returns:
+        Times ``[M]``, positions ``[M, joints]``, velocities ``[M, joints]`` after ``time_ns``; the last velocity is 0.
+    """
+    common_s = max(float(np.max(np.abs(velocity) / limits.max_acceleration)), MIN_STOP_S)
+    outward_limit = np.where(velocity > 0.0, limits.position_max, limits.position_min)
+    room = np.abs(outward_limit - position)
+    beyond = np.where(velocity > 0.0, position > outward_limit, position < outward_limit)
+    speed = np.abs(velocity)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        own_s = np.where(speed > 0.0, 2.0 * np.where(beyond, 0.0, room) / speed, common_s)
+    stop_s = np.clip(own_s, MIN_LIMIT_STOP_S, common_s)
+    knots_ns = np.unique([nanoseconds(float(s)) for s in stop_s] + [nanoseconds(common_s)])
+    elapsed_s = np.minimum(seconds(knots_ns)[:, None], stop_s[None, :])
+    positions = position + velocity * elapsed_s * (1.0 - elapsed_s / (2.0 * stop_s))
+    velocities = velocity * (1.0 - elapsed_s / stop_s)
+    velocities[-1] = 0.0
+    return time_ns + knots_ns.astype(np.int64), positions, velocities
+
+
+def hold_plan(plan: Plan, now_ns: int, limits: JointLimits, period_ns: int, periods: int) -> Plan:
+    """Decelerate from the commanded state at ``now_ns`` and stay there.
+
+    Args:
+        plan: What is being executed.
+        now_ns: Time from which the arm decelerates.
+        limits: Joint limits; ``max_acceleration`` sets the deceleration.
+        period_ns: Control period.
+        periods: The plan lasts at least this many periods, so that it can be sent that often before its end.
+
+    Returns:
+        A plan whose last two knots are the same point at rest.
+    """
+    head = plan.committed(now_ns, now_ns - period_ns)
+    times, positions, velocities = stop_knots(now_ns, head.positions[-1], head.velocities[-1], limits)
+    rest_ns = max(int(times[-1]) + period_ns, now_ns + periods * period_ns)
+    stopping = head.then(times, positions, velocities)
+    return stopping.then(
+        np.array([rest_ns], dtype=np.int64), stopping.positions[-1:], np.zeros_like(stopping.velocities[-1:])
+    )
+
+
+def window(plan: Plan, now_ns: int, joint_names: tuple[str, ...], past_ns: int) -> JointTrajectory:
+    """The part of a plan that is sent at ``now_ns``.
+
+    Args:
+        plan: Commanded motion, ending at rest.
+        now_ns: Time of sending.
+        joint_names: Names of the plan's columns.
+        past_ns: The window begins with the newest knot at or before ``now_ns - past_ns``. A message is inside its
+            first segment when the controller reads it, even if the controller's clock is a little behind.
+
+    Returns:
+        A trajectory stamped with the time of its first point, ``time_from_start`` strictly increasing from 0.
+    """
+    first = max(int(np.searchsorted(plan.times_ns, now_ns - past_ns, side="right")) - 1, 0)
+    stamp_ns = int(plan.times_ns[first])
+    points = tuple(
+        TrajectoryPoint(
+            positions=plan.positions[k],
+            velocities=plan.velocities[k],
+            time_from_start_ns=int(plan.times_ns[k]) - stamp_ns,
+        )
+        for k in range(first, len(plan.times_ns))
+    )
+    return JointTrajectory(joint_names=joint_names, stamp_ns=stamp_ns, points=points)

@@ -1,0 +1,216 @@
+"""From chunks to messages: continuity, holds, and that nothing a controller would refuse is ever sent."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from robot_fixtures import PERIOD_NS, T0, ramp, toy_contract, toy_spec
+
+from omega_qvla_core.policy_types import ActionChunk
+from omega_qvla_ros import jtc
+from omega_qvla_ros.contract import check_policy
+from omega_qvla_ros.guard import ChunkRejected, MotionGuard
+from omega_qvla_ros.motion import HOLD_REPEATS, TRACKING_TICKS, Motion
+from omega_qvla_ros.scheduler import ChunkDropped, ChunkScheduler
+from omega_qvla_ros.splines import segment_peak_speeds, segment_ranges
+
+START = np.array([0.0, 0.02])
+NAMES = ("shoulder", "finger")
+LIMITS = toy_contract().joint_limits()
+
+
+def build(blend_time_s: float = 0.1) -> tuple[Motion, ChunkScheduler]:
+    contract = toy_contract()
+    scheduler = ChunkScheduler(4, blend_time_s, contract.period_s)
+    return Motion(contract, check_policy(contract, toy_spec()), 8, scheduler, MotionGuard(contract)), scheduler
+
+
+def chunk(actions: np.ndarray) -> ActionChunk:
+    """Contract order in, checkpoint order out (finger, shoulder)."""
+    return ActionChunk(actions[:, ::-1].copy(), 0.05, 0.05)
+
+
+def give(motion: Motion, scheduler: ChunkScheduler, actions: np.ndarray, observed_ns: int, now_ns: int) -> None:
+    motion.on_chunk(scheduler.begin(observed_ns), chunk(actions), now_ns, START)
+
+
+def test_nothing_is_sent_before_the_first_chunk() -> None:
+    motion, _ = build()
+    assert motion.tick(T0) is None
+    motion.hold(T0)
+    assert motion.tick(T0) is None
+
+
+def test_chunk_becomes_a_window_in_contract_order_that_ends_at_rest() -> None:
+    motion, scheduler = build(blend_time_s=0.0)
+    give(motion, scheduler, ramp(0.0, 0.05), T0, T0 + 60_000_000)
+    message = motion.tick(T0 + 60_000_000)
+    assert message is not None and message.joint_names == NAMES
+    assert message.stamp_ns == T0 + 10_000_000  # one period back: the arm at rest
+    assert message.points[-1].positions[0] == pytest.approx(0.4 + 1.0 * 0.1 / 2)
+    np.testing.assert_array_equal(message.points[-1].velocities, 0.0)
+    assert motion.counters.published == 1 and not motion.invalid
+
+
+def test_window_keeps_its_absolute_stamps_over_the_ticks() -> None:
+    motion, scheduler = build()
+    give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
+    seen: dict[int, float] = {}
+    for k in range(8):
+        message = motion.tick(T0 + k * PERIOD_NS)
+        assert message is not None
+        for point in message.points:
+            at = message.stamp_ns + point.time_from_start_ns
+            assert seen.setdefault(at, point.positions[0]) == point.positions[0]
+
+
+def test_new_chunk_is_continuous_in_position_and_velocity() -> None:
+    motion, scheduler = build()
+    give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
+    now = T0 + 230_000_000
+    before = motion.plan.sample(now)
+    give(motion, scheduler, ramp(0.1, 0.03), T0 + 150_000_000, now)
+    after = motion.plan.sample(now)
+    np.testing.assert_allclose(after[0], before[0], atol=1e-12)
+    np.testing.assert_allclose(after[1], before[1], atol=1e-12)
+    assert np.abs(motion.plan.sample(now + 5_000_000)[0] - before[0]).max() < 2.0 * 0.006
+
+
+def test_plan_that_ran_out_is_silent_and_counted_and_the_next_chunk_starts_there() -> None:
+    motion, scheduler = build()
+    give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
+    end = motion.plan.end_ns
+    assert motion.tick(end) is None and motion.tick(end + PERIOD_NS) is None
+    assert motion.exhausted and motion.counters.exhausted == 1
+    assert scheduler.is_due(T0 + 1)
+    now = end + 10 * PERIOD_NS
+    start = motion.plan.positions[-1].copy()
+    give(motion, scheduler, ramp(float(start[0]), 0.02), now, now)
+    np.testing.assert_allclose(motion.plan.sample(now)[0], start)
+
+
+def test_hold_is_sent_in_three_periods_with_the_same_stamps_then_silence() -> None:
+    motion, scheduler = build()
+    give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
+    now = T0 + 210_000_000
+    motion.hold(now)
+    ends = set()
+    for k in range(6):
+        motion.hold(now + k * PERIOD_NS)  # asking again changes nothing
+        message = motion.tick(now + k * PERIOD_NS)
+        assert (message is not None) == (k < HOLD_REPEATS)
+        if message is not None:
+            ends.add((message.end_ns, *message.points[-1].positions))
+    assert len(ends) == 1 and motion.counters.holds == 1
+
+
+def test_chunk_under_way_when_the_hold_began_is_void() -> None:
+    motion, scheduler = build()
+    give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
+    ticket = scheduler.begin(T0 + 4 * PERIOD_NS)
+    motion.hold(T0 + 5 * PERIOD_NS)
+    with pytest.raises(ChunkDropped):
+        motion.on_chunk(ticket, chunk(ramp(0.2, 0.05)), T0 + 6 * PERIOD_NS, START)
+    assert motion.holding
+
+
+def test_rejected_chunk_leaves_the_plan() -> None:
+    motion, scheduler = build(blend_time_s=0.0)
+    give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
+    plan = motion.plan
+    with pytest.raises(ChunkRejected):
+        give(motion, scheduler, ramp(0.9, 0.05), T0 + PERIOD_NS, T0 + PERIOD_NS)
+    assert motion.plan is plan
+
+
+def test_forget_starts_from_the_measured_position() -> None:
+    motion, scheduler = build()
+    give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
+    motion.forget()
+    assert motion.tick(T0 + PERIOD_NS) is None
+    measured = np.array([-0.7, 0.01])
+    motion.on_chunk(scheduler.begin(T0 + PERIOD_NS), chunk(ramp(-0.7, 0.02)), T0 + PERIOD_NS, measured)
+    np.testing.assert_allclose(motion.plan.sample(T0 + PERIOD_NS)[0], measured)
+
+
+def test_shortened_plan_still_ends_at_rest() -> None:
+    motion, scheduler = build()
+    give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
+    motion.shorten(T0 + 20_000_000, 2)
+    message = motion.tick(T0 + 20_000_000)
+    assert message is not None
+    assert message.end_ns <= T0 + 120_000_000 + 200_000_000
+    np.testing.assert_array_equal(message.points[-1].velocities, 0.0)
+
+
+def test_arm_that_does_not_follow_drops_the_plan() -> None:
+    motion, scheduler = build()
+    give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
+    elsewhere = np.array([-0.9, 0.02])
+    reasons = [motion.watch_tracking(T0 + k * PERIOD_NS, elsewhere) for k in range(TRACKING_TICKS)]
+    assert reasons[:-1] == [None] * (TRACKING_TICKS - 1)
+    assert "'shoulder' is" in reasons[-1] and motion.plan is None
+    assert motion.watch_tracking(T0, np.array([0.0, 0.02])) is None
+
+
+def test_finger_on_an_object_is_no_tracking_error() -> None:
+    motion, scheduler = build()
+    give(motion, scheduler, ramp(0.0, 0.0, finger=0.0), T0, T0)
+    for k in range(8):
+        assert motion.watch_tracking(T0 + k * PERIOD_NS, np.array([0.0, 0.04])) is None
+
+
+odd = st.sampled_from([float("nan"), float("inf"), -1e300])
+actions = st.lists(
+    st.tuples(st.one_of(st.floats(-1.6, 1.6), odd), st.one_of(st.floats(-0.02, 0.06), odd)), min_size=8, max_size=8
+)
+smooth = st.builds(
+    lambda start, step, finger: ramp(start, step, finger=finger),
+    st.floats(-1.1, 1.1),
+    st.floats(-0.14, 0.14),
+    st.floats(-0.005, 0.045),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.one_of(actions, smooth), st.integers(1, 400), st.booleans()), min_size=1, max_size=8),
+    st.floats(0.0, 0.3),
+)
+def test_whatever_the_policy_emits_what_is_sent_obeys_limits_and_controller(steps, blend_time_s) -> None:
+    """Random chunks, NaN included, at random times, with holds in between."""
+    motion, scheduler = build(blend_time_s)
+    now = T0
+    for values, wait_ms, hold in steps:
+        measured = motion.plan.sample(now)[0] if motion.plan is not None else START
+        previous = motion.plan
+        try:
+            motion.on_chunk(scheduler.begin(now - 30_000_000), chunk(np.array(values)), now, measured)
+        except (ChunkDropped, ChunkRejected):
+            pass
+        if previous is not None:
+            np.testing.assert_allclose(motion.plan.sample(now)[0], previous.sample(now)[0], atol=1e-9)
+        for tick_ns in range(now, now + wait_ms * 1_000_000, PERIOD_NS):
+            message = motion.tick(tick_ns)
+            if message is not None:
+                assert jtc.validate(message, tick_ns, NAMES) is None
+                _check(message)
+        now += wait_ms * 1_000_000
+        if hold:
+            motion.hold(now)
+            message = motion.tick(now)
+            if message is not None:
+                _check(message)
+    assert not motion.invalid
+
+
+def _check(message) -> None:
+    times = np.array([p.time_from_start_ns for p in message.points])
+    positions = np.array([p.positions for p in message.points])
+    velocities = np.array([p.velocities for p in message.points])
+    assert np.isfinite(positions).all() and np.isfinite(velocities).all()
+    low, high = segment_ranges(times, positions, velocities)
+    assert (low >= LIMITS.position_min - 1e-6).all() and (high <= LIMITS.position_max + 1e-6).all()
+    assert (segment_peak_speeds(times, positions, velocities) <= LIMITS.max_velocity * (1 + 1e-6)).all()
