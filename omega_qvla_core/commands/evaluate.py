@@ -64,7 +64,7 @@ def tabletop(
                 progress=lambda done, total, last: bar.update(done, total, "" if last is None else last.row),
             )
         summaries = summarise(results)
-        extra = _weights_and_error(folders, calibration)
+        extra = _weights_and_error(folders, calibration) if len(folders) > 1 else {}
     text = "\n\n".join([markdown_table(summaries, extra), stage_table(summaries)]) + "\n"
     (out / "table.md").write_text(text, encoding="utf-8")
     console.print(text, markup=False, highlight=False, soft_wrap=True)

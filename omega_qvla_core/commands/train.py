@@ -30,8 +30,10 @@ def tabletop(
     steps: Annotated[int, typer.Option(min=1)] = 6000,
     batch: Annotated[int, typer.Option(min=1)] = 512,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    settings: Annotated[str, typer.Option(help='Further settings as JSON, e.g. \'{"grounding_weight": 0}\'.')] = "{}",
-    stop_after_s: Annotated[float | None, typer.Option(help="Save and stop after this time; run again to go on.")] = None,
+    settings: Annotated[str, typer.Option(help="Further settings as JSON, e.g. '{\"grounding_weight\": 0}'.")] = "{}",
+    stop_after_s: Annotated[
+        float | None, typer.Option(help="Save and stop after this time; run again to go on.")
+    ] = None,
 ) -> None:
     """Train the tabletop policy. Interrupted runs go on where they were when the command is given again."""
     from omega_qvla_core.train.config import TrainConfig, tabletop_model_config

@@ -64,7 +64,9 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.counterfactual <= 1 or not 0 <= self.ema < 1:
-            raise ConfigError(f"train.counterfactual {self.counterfactual} and train.ema {self.ema} must be within 0..1")
+            raise ConfigError(
+                f"train.counterfactual {self.counterfactual} and train.ema {self.ema} must be within 0..1"
+            )
         if not 0 <= self.warmup_steps < self.steps:
             raise ConfigError(f"train.warmup_steps {self.warmup_steps} must be below train.steps {self.steps}")
 

@@ -91,6 +91,7 @@ class Demonstrations:
         self.episodes = len(episodes)
         self._join(episodes)
         self.stats = stats or self._statistics()
+        self._scales = {name: self._on_device(getattr(self.stats, name)) for name in ("state", "actions")}
         self.tokenizer = tabletop_tokenizer()
         self.max_tokens = 16
         self._prompts, self._prompt_masks = (t.to(self.device) for t in prompt_table(self.tokenizer, self.max_tokens))
@@ -181,9 +182,9 @@ class Demonstrations:
             images=[self._image(images[index], config.jitter if augment else 0.0, generator) for images in self.images],
             tokens=self._prompts[kind, colour, wording],
             token_mask=self._prompt_masks[kind, colour, wording],
-            state=self._normalized(self.state[index], self.stats.state)
+            state=self._normalized(self.state[index], "state")
             + state_noise * torch.randn(self.state[index].shape, generator=generator, device=self.device),
-            actions=self._normalized(actions, self.stats.actions),
+            actions=self._normalized(actions, "actions"),
             action_mask=mask * imitate[:, None],
             readout=readout_targets(
                 self.cubes[index],
@@ -220,6 +221,10 @@ class Demonstrations:
         change = torch.rand(2, len(tensor), 1, 1, 1, generator=generator, device=self.device) * 2 - 1
         return (tensor * (1 + jitter * change[0]) + jitter * change[1]).clamp(-1, 1)
 
-    def _normalized(self, values: Tensor, stats: AxisStats) -> Tensor:
-        centre, scale = (torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in (stats.centre, stats.scale))
+    def _on_device(self, stats: AxisStats) -> tuple[Tensor, Tensor]:
+        centre, scale = (torch.as_tensor(v, dtype=torch.float32) for v in (stats.centre, stats.scale))
+        return centre.to(self.device), scale.to(self.device)
+
+    def _normalized(self, values: Tensor, name: str) -> Tensor:
+        centre, scale = self._scales[name]
         return (values - centre) / scale

@@ -32,6 +32,8 @@ def tabletop_description(data: Demonstrations, model: Pi05, name: str, num_steps
     return PolicyDescription(name, model.config, policy, data.stats, data.tokenizer)
 
 
-def export_policy(data: Demonstrations, model: Pi05, folder: Path, name: str, num_steps: int = DEFAULT_NUM_STEPS) -> None:
+def export_policy(
+    data: Demonstrations, model: Pi05, folder: Path, name: str, num_steps: int = DEFAULT_NUM_STEPS
+) -> None:
     """Write the checkpoint folder of a trained tabletop policy (weights as bfloat16)."""
     save_checkpoint(tabletop_description(data, model, name, num_steps), model, folder)

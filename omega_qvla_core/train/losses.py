@@ -53,7 +53,9 @@ class ReadoutHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, READOUT_DIM))
+        self.net = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, READOUT_DIM)
+        )
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[B, width]`` -> ``[B, READOUT_DIM]``."""

@@ -12,7 +12,9 @@ def episode(row, kind, seed, success, stage="placed", wrong=False):
 
 def test_summary_counts_by_kind_and_pairs_with_the_first_row():
     results = [episode("fp32", "touch", s, True) for s in range(10)]
-    results += [episode("w4a4", "touch", s, s >= 6, stage="none" if s < 6 else "touched", wrong=s == 0) for s in range(10)]
+    results += [
+        episode("w4a4", "touch", s, s >= 6, stage="none" if s < 6 else "touched", wrong=s == 0) for s in range(10)
+    ]
     reference, quantized = summarise(results)
     assert reference.p_value is None
     assert reference.overall.successes == 10
