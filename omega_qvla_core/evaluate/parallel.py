@@ -7,6 +7,7 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -39,8 +40,8 @@ class _Job:
 class _Worker:
     """State of one worker process: one environment (one GL context) and the policies it has met."""
 
-    env: TabletopEnv | None = None
-    policies: dict[str, Policy] = {}
+    env: ClassVar[TabletopEnv | None] = None
+    policies: ClassVar[dict[str, Policy]] = {}
 
 
 def _initialise_worker() -> None:

@@ -64,7 +64,7 @@ def load_observations(path: Path) -> ObservationSet:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict: it has no iterator)
     except (SafetensorError, OSError) as error:
         raise ObservationError(f"{path} is not an observation file: {error}") from error
     if metadata.get("format") != FORMAT:

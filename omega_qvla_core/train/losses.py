@@ -126,6 +126,6 @@ def grounding_loss(logits: Tensor, pixels: Tensor, visible: Tensor) -> Tensor:
         pixels: ``[B, 2]`` image coordinates of the object in [0, 1].
         visible: float ``[B]``, 1 where the object is in the image.
     """
-    size = int(round(logits.shape[1] ** 0.5))
+    size = round(logits.shape[1] ** 0.5)
     labels = bilinear_labels(pixels, size)
     return masked_mean(-(labels * logits.float().log_softmax(dim=-1)).sum(dim=-1), visible)

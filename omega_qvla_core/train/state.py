@@ -51,7 +51,7 @@ def load_state(
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict: it has no iterator)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a training state ({error}); delete it to start again") from error
     if metadata.get("format") != FORMAT:

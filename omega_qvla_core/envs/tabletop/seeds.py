@@ -5,7 +5,7 @@ A seed fixes the colours, the start poses and the wording of one episode.
 
 from __future__ import annotations
 
-DEMONSTRATIONS = range(0, 100_000)
+DEMONSTRATIONS = range(100_000)
 """Behaviour-cloning demonstrations."""
 VALIDATION = range(100_000, 110_000)
 """Held-out demonstrations for the validation loss, and rollouts looked at while developing."""
