@@ -1,0 +1,97 @@
+"""Quantize the linears of a model, site by site."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from omega_qvla_core.errors import ConfigError
+from omega_qvla_core.quant.build import SiteResult, build_site
+from omega_qvla_core.quant.calibrate import Calibration
+from omega_qvla_core.quant.linear import replace_linears
+from omega_qvla_core.quant.recipe import Recipe, SideRecipe
+from omega_qvla_core.quant.scope import InputSite, get_linear
+from omega_qvla_core.quant.statistics import MIN_TOKENS
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what is next)."""
+
+
+def quantize_linears(
+    model: nn.Module,
+    sites: Sequence[InputSite],
+    recipe: Recipe,
+    calibration: Calibration,
+    *,
+    progress: Progress | None = None,
+    min_tokens: int = MIN_TOKENS,
+) -> list[SiteResult]:
+    """Replace the linears of a model, in place.
+
+    Linears whose recipe says 16 bits stay. Readers of one site whose recipes differ are quantized apart.
+
+    Args:
+        model: Any module.
+        sites: Which linears, and which of them read the same input.
+        recipe: How.
+        calibration: From ``calibrate``, over the same sites.
+        progress: Called before every site and at the end.
+        min_tokens: Fewest calibration tokens per denoise step.
+
+    Returns:
+        One result per quantized site, in order.
+
+    Raises:
+        QuantizationError: A layer cannot be done as the recipe asks. The model may be partly quantized then.
+        ConfigError: An override's pattern matches no linear.
+    """
+    check_overrides(recipe, sites)
+    results = []
+    for index, site in enumerate(sites):
+        if progress is not None:
+            progress(index, len(sites), site.name)
+        for name, readers, side_recipe in split_site(site, recipe):
+            if not side_recipe.quantized:
+                continue
+            linears = [(reader, get_linear(model, reader)) for reader in readers]
+            statistics = calibration[site.name]
+            result = build_site(name, site.side, linears, statistics, side_recipe, min_tokens)
+            replace_linears(model, result.site)
+            results.append(result)
+    if progress is not None:
+        progress(len(sites), len(sites), "")
+    return results
+
+
+def split_site(site: InputSite, recipe: Recipe) -> list[tuple[str, tuple[str, ...], SideRecipe]]:
+    """(name, readers, recipe) of what is quantized together: the readers of a site that share a recipe and sharing."""
+    groups: list[tuple[SideRecipe, list[str]]] = []
+    for reader in site.readers:
+        resolved = recipe.resolve(reader, site.side)
+        same = [readers for other, readers in groups if other == resolved and resolved.shared_input]
+        if same:
+            same[0].append(reader)
+        else:
+            groups.append((resolved, [reader]))
+    if len(groups) == 1:
+        return [(site.name, tuple(groups[0][1]), groups[0][0])]
+    return [(_part_name(site, readers), tuple(readers), resolved) for resolved, readers in groups]
+
+
+def check_overrides(recipe: Recipe, sites: Sequence[InputSite]) -> None:
+    """Raise ConfigError if an override's pattern matches no linear: most likely it is misspelt."""
+    names = [reader for site in sites for reader in site.readers]
+    for override in recipe.overrides:
+        if not fnmatch.filter(names, override.pattern):
+            raise ConfigError(
+                f"recipe override {override.pattern!r} matches no linear in scope; names look like {names[0]!r}"
+            )
+
+
+def _part_name(site: InputSite, readers: list[str]) -> str:
+    """A unique name for some readers of a site: their own name, or the site's with the last parts of their names."""
+    if len(readers) == 1:
+        return readers[0]
+    return f"{site.name}[{'+'.join(reader.rsplit('.', 1)[-1] for reader in readers)}]"

@@ -1,0 +1,265 @@
+"""How a policy is quantized, as data: frozen dataclasses to and from JSON, stored inside every pack.
+
+A ``Recipe`` has one ``SideRecipe`` for the language tower and one for the action head, and overrides for linears whose
+name matches a pattern. Unknown keys and names are errors that name the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from omega_qvla_core.errors import ConfigError
+from omega_qvla_core.quant.activation import ACTIVATION_SCHEMES, CLIPS
+from omega_qvla_core.quant.permute import PERMUTATION_SCORES, PERMUTATIONS
+from omega_qvla_core.quant.registry import unknown_name
+from omega_qvla_core.quant.rotation import ROTATIONS
+from omega_qvla_core.quant.scales import SCALE_GRIDS
+from omega_qvla_core.quant.solver import SOLVERS
+from omega_qvla_core.strict_json import check_keys, dataclass_from_json, dataclass_to_json
+
+SCHEMA_VERSION = 1
+
+FLOAT_BITS = 16
+"""``weight_bits`` or ``activation_bits`` of something that is not quantized."""
+
+HESSIAN_WEIGHTS = ("uniform", "output_energy")
+UNQUANTIZED_DTYPES = ("bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class SideRecipe:
+    """How the linears of one side are quantized. The defaults are the executable 4-bit scheme.
+
+    Attributes:
+        weight_bits: 2 to 8, or 16 for a linear that stays as it is.
+        activation_bits: 2 to 8, or 16 with ``activation="none"``.
+        shared_input: Linears that read the same input (q/k/v, gate/up) share smoothing, permutation, rotation and
+            activation codes, and run as one product.
+        smoothing: Exponent alpha of ``s_j = max|x_j|^alpha / max|w_j|^(1 - alpha)``, divided out of the input before
+            the rotation and multiplied into the weight. None for no smoothing.
+        permutation: Order of the channels before they are cut into blocks: ``none``, ``serpentine``, ``interleave``.
+        permutation_score: ``weight``, ``act`` or ``act_weight``.
+        rotation: ``none``, ``hadamard``, ``svd``, ``svd_hadamard``.
+        block: Size of a rotation block.
+        output_rotation: Rotate the outputs by singular vectors of 64-row blocks and undo it after the product. Needs
+            ``shared_input`` off, and is simulated.
+        solver: ``rtn``, ``gptq``, ``blockwise_gptq``.
+        group: Columns per weight scale; 0 for one scale per row.
+        scale_grid: Multiples of the absmax scale that are tried: ``absmax``, ``paper``, ``fine``.
+        damping: Fraction of the mean diagonal added to the Hessian.
+        act_order: Whether ``gptq`` starts with the columns of the largest Hessian diagonal.
+        hessian_weights: Weight of each denoise step's Gram matrix: ``uniform``, or ``output_energy`` for equal
+            relative errors (the inverse of the step's output energy).
+        activation: ``none``, ``static_tensor``, ``static_channel`` (simulated), ``token``, ``token_group``.
+        activation_group: Columns per activation scale of ``token_group``.
+        clip: Where scales come from: ``absmax``, ``percentile``, ``mse`` (least error of the codes) or ``output``
+            (least error after the weight).
+        percentile: Of the magnitude, for ``clip="percentile"``.
+        per_step: One row of activation scales or clips per denoise step. Without it, one row for all steps.
+        centring: Subtract the mean token (per step) before coding and add its product from a table.
+    """
+
+    weight_bits: int = 4
+    activation_bits: int = 4
+    shared_input: bool = True
+    smoothing: float | None = 0.5
+    permutation: str = "none"
+    permutation_score: str = "act_weight"
+    rotation: str = "hadamard"
+    block: int = 64
+    output_rotation: bool = False
+    solver: str = "gptq"
+    group: int = 64
+    scale_grid: str = "fine"
+    damping: float = 0.05
+    act_order: bool = True
+    hessian_weights: str = "uniform"
+    activation: str = "token_group"
+    activation_group: int = 64
+    clip: str = "output"
+    percentile: float = 99.9
+    per_step: bool = True
+    centring: bool = False
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+        _check_numbers(self)
+        _check_combinations(self)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether a linear of this recipe is replaced at all."""
+        return self.weight_bits < FLOAT_BITS
+
+    @property
+    def executable(self) -> bool:
+        """Whether the product is one of integer codes with scales outside the sum."""
+        return self.quantized and ACTIVATION_SCHEMES[self.activation].executable and not self.output_rotation
+
+
+@dataclass(frozen=True)
+class Override:
+    """Fields of the side's recipe that differ for some linears.
+
+    Attributes:
+        pattern: Shell pattern of module names, such as ``*.mlp.down_proj``.
+        fields: Field names of ``SideRecipe`` and their values.
+    """
+
+    pattern: str
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A complete recipe.
+
+    Attributes:
+        name: Shown in reports and in ``PolicySpec.quantization``.
+        language: For the language tower.
+        action_head: For the action expert.
+        overrides: Applied in order to linears whose names match; a later one wins.
+        unquantized_dtype: How every tensor that is not quantized is stored: ``bfloat16`` or ``float32``.
+    """
+
+    name: str
+    language: SideRecipe = field(default_factory=SideRecipe)
+    action_head: SideRecipe = field(default_factory=SideRecipe)
+    overrides: tuple[Override, ...] = ()
+    unquantized_dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        _check_choice("unquantized_dtype", self.unquantized_dtype, UNQUANTIZED_DTYPES)
+        for side in (self.language, self.action_head):
+            for override in self.overrides:
+                _overridden(side, override)
+
+    @classmethod
+    def preset(cls, name: str) -> Recipe:
+        """A recipe of ``PRESETS`` by name.
+
+        Raises:
+            ConfigError: There is none; the message names the nearest one.
+        """
+        from omega_qvla_core.quant.presets import PRESETS
+
+        if name not in PRESETS:
+            raise ConfigError(unknown_name("recipe", name, PRESETS))
+        return PRESETS[name]
+
+    def resolve(self, linear: str, side: str) -> SideRecipe:
+        """The recipe of one linear: its side's, with every matching override."""
+        recipe = getattr(self, side)
+        for override in self.overrides:
+            if fnmatch.fnmatchcase(linear, override.pattern):
+                recipe = _overridden(recipe, override)
+        return recipe
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as a JSON object, every field written out."""
+        values = {one.name: dataclass_to_json(getattr(self, one.name)) for one in fields(self)}
+        values["overrides"] = [{"pattern": one.pattern, "fields": dict(one.fields)} for one in self.overrides]
+        return {"schema_version": SCHEMA_VERSION, **values}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | str) -> Recipe:
+        """Inverse of ``to_json``. Fields with a default may be left out.
+
+        Args:
+            data: A decoded JSON object, or its text.
+
+        Raises:
+            ConfigError: Not JSON, an unknown key or name, a value out of range, or another schema version.
+        """
+        if isinstance(data, str):
+            try:
+                data = json.loads(data)
+            except json.JSONDecodeError as error:
+                raise ConfigError(f"the recipe is not JSON: {error}") from error
+        names = [one.name for one in fields(cls)]
+        values = dict(check_keys(data, ["schema_version", "name"], [n for n in names if n != "name"], "recipe"))
+        version = values.pop("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ConfigError(f"recipe schema_version is {version!r}; this version reads {SCHEMA_VERSION}")
+        return dataclass_from_json(cls, values, "recipe", {"overrides": _read_overrides})
+
+    def replace_sides(self, **changes: Any) -> Recipe:
+        """The recipe with the same fields changed on both sides."""
+        return replace(
+            self, language=replace(self.language, **changes), action_head=replace(self.action_head, **changes)
+        )
+
+
+def _read_overrides(data: Any, where: str) -> tuple[Override, ...]:
+    if not isinstance(data, (list, tuple)):
+        raise ConfigError(f"{where} is {data!r}; it must be a list of objects with 'pattern' and 'fields'")
+    overrides = []
+    for index, item in enumerate(data):
+        values = check_keys(item, ["pattern", "fields"], [], f"{where}[{index}]")
+        check_keys(values["fields"], [], [one.name for one in fields(SideRecipe)], f"{where}[{index}].fields")
+        overrides.append(Override(str(values["pattern"]), dict(values["fields"])))
+    return tuple(overrides)
+
+
+def _overridden(recipe: SideRecipe, override: Override) -> SideRecipe:
+    merged = {**dataclass_to_json(recipe), **override.fields}
+    return dataclass_from_json(SideRecipe, merged, f"recipe override {override.pattern!r}")
+
+
+def _check_choice(name: str, value: str, valid: Any) -> None:
+    if value not in valid:
+        raise ConfigError(unknown_name(f"recipe {name}", value, valid))
+
+
+def _check_names(recipe: SideRecipe) -> None:
+    _check_choice("rotation", recipe.rotation, ROTATIONS)
+    _check_choice("permutation", recipe.permutation, PERMUTATIONS)
+    _check_choice("permutation_score", recipe.permutation_score, PERMUTATION_SCORES)
+    _check_choice("solver", recipe.solver, SOLVERS)
+    _check_choice("scale_grid", recipe.scale_grid, SCALE_GRIDS)
+    _check_choice("hessian_weights", recipe.hessian_weights, HESSIAN_WEIGHTS)
+    _check_choice("activation", recipe.activation, ACTIVATION_SCHEMES)
+    _check_choice("clip", recipe.clip, CLIPS)
+
+
+def _check_numbers(recipe: SideRecipe) -> None:
+    for name in ("weight_bits", "activation_bits"):
+        bits = getattr(recipe, name)
+        if bits not in (*range(2, 9), FLOAT_BITS):
+            raise ConfigError(f"recipe {name} is {bits}; it must be 2 to 8, or {FLOAT_BITS} for none")
+    if recipe.smoothing is not None and not 0.0 <= recipe.smoothing <= 1.0:
+        raise ConfigError(f"recipe smoothing is {recipe.smoothing}; it must be between 0 and 1, or null for none")
+    for name, lowest in (("block", 1), ("activation_group", 1), ("group", 0)):
+        if getattr(recipe, name) < lowest:
+            raise ConfigError(f"recipe {name} is {getattr(recipe, name)}; it must be at least {lowest}")
+    if not 0.0 <= recipe.damping <= 1.0:
+        raise ConfigError(f"recipe damping is {recipe.damping}; it must be between 0 and 1")
+    if not 50.0 <= recipe.percentile <= 100.0:
+        raise ConfigError(f"recipe percentile is {recipe.percentile}; it must be between 50 and 100")
+
+
+def _check_combinations(recipe: SideRecipe) -> None:
+    float_activations = recipe.activation_bits == FLOAT_BITS
+    if float_activations != (recipe.activation == "none"):
+        raise ConfigError(
+            f"recipe has activation_bits {recipe.activation_bits} with activation {recipe.activation!r}; "
+            f"{FLOAT_BITS} bits and 'none' belong together"
+        )
+    if not recipe.quantized and not float_activations:
+        raise ConfigError(
+            "recipe quantizes activations but not weights (weight_bits 16); set activation_bits to 16 too"
+        )
+    if recipe.clip not in ACTIVATION_SCHEMES[recipe.activation].clips:
+        valid = ", ".join(ACTIVATION_SCHEMES[recipe.activation].clips)
+        raise ConfigError(f"recipe clip {recipe.clip!r} does not go with activation {recipe.activation!r}; use {valid}")
+    if recipe.output_rotation and recipe.shared_input:
+        raise ConfigError("recipe output_rotation needs shared_input false: it mixes the rows of one linear")
+    if recipe.activation == "token_group" and recipe.group % recipe.activation_group:
+        raise ConfigError(
+            f"recipe activation_group {recipe.activation_group} does not divide group {recipe.group}; no integer "
+            "product exists (group 0, one scale per row, goes with any)"
+        )

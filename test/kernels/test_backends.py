@@ -1,0 +1,111 @@
+"""The integer backend against an int64 oracle, and both backends against each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from omega_qvla_core.errors import ConfigError
+from omega_qvla_core.kernels import BACKENDS, GroupedWeight, backend, code_range, cpu
+from omega_qvla_core.kernels.base import grouped
+
+# tokens, columns, outputs, group: tabletop sizes, odd sizes, one of each, and the longest sum of a full-size model.
+SIZES = [
+    (16, 128, 256, 64),
+    (16, 384, 128, 64),
+    (3, 200, 150, 64),
+    (1, 1, 1, 64),
+    (7, 65, 129, 65),
+    (2, 16384, 130, 64),
+    (2, 16384, 130, 16384),
+]
+
+
+def weight_of(size, bits=4, fill=None):
+    _, columns, outputs, group = size
+    generator = torch.Generator().manual_seed(columns + outputs)
+    low, high = code_range(bits)
+    codes = torch.randint(low, high + 1, (outputs, columns), dtype=torch.int8, generator=generator)
+    if fill is not None:
+        codes = torch.full_like(codes, fill)
+    scales = torch.rand(outputs, -(-columns // group), generator=generator) * 0.1 + 0.01
+    return GroupedWeight(codes, scales, group, bits, bits)
+
+
+def codes_of(size, bits=4, fill=None):
+    tokens, columns, _, group = size
+    low, high = code_range(bits)
+    codes = torch.randint(low, high + 1, (tokens, columns), generator=torch.Generator().manual_seed(tokens))
+    if fill is not None:
+        codes = torch.full_like(codes, fill)
+    return grouped(codes.float(), group)
+
+
+def oracle(codes, weight):
+    """int64 sums [G, M, O]."""
+    return torch.bmm(codes.long(), grouped(weight.codes.long(), weight.group).transpose(1, 2))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("extreme", [None, (0, 0), (0, 1), (1, 1)], ids=["random", "low*low", "low*high", "high*high"])
+def test_accumulators_equal_an_int64_oracle_bit_for_bit(size, bits, extreme):
+    limits = code_range(bits)
+    fills = (None, None) if extreme is None else (limits[extreme[0]], limits[extreme[1]])
+    weight, codes = weight_of(size, bits, fills[0]), codes_of(size, bits, fills[1])
+    prepared = BACKENDS["cpu"].prepare(weight)
+    assert torch.equal(BACKENDS["cpu"].accumulators(codes, prepared), oracle(codes, weight))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_integers_held_in_float_give_the_same_sums_and_outputs(size, monkeypatch):
+    """What runs on CPUs whose int8 products are not exact."""
+    weight, codes = weight_of(size), codes_of(size)
+    scales = torch.rand(codes.shape[0], codes.shape[1], 1) + 0.1
+    integer = BACKENDS["cpu"]
+    first = integer.linear(codes, scales, integer.prepare(weight))
+    monkeypatch.setattr(cpu, "int8_product_is_exact", lambda: False)
+    prepared = integer.prepare(weight)
+    assert prepared.codes.is_floating_point()
+    assert torch.equal(integer.accumulators(codes, prepared), oracle(codes, weight))
+    assert torch.equal(integer.linear(codes, scales, prepared), first)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kind", ["token_group", "token", "tensor"])
+def test_backends_agree_within_float32_rounding(size, kind):
+    weight, codes = weight_of(size), codes_of(size)
+    groups, tokens, _ = codes.shape
+    shape = {"token_group": (groups, tokens, 1), "token": (1, tokens, 1), "tensor": (1, 1, 1)}[kind]
+    scales = torch.rand(shape, generator=torch.Generator().manual_seed(1)) + 0.1
+    outputs = [BACKENDS[name].linear(codes, scales, BACKENDS[name].prepare(weight)) for name in ("reference", "cpu")]
+    exact = (oracle(codes, weight).double() * scales * weight.scales.double().t()[:, None]).sum(dim=0)
+    bound = (oracle(codes.abs(), weight_abs(weight)).double() * scales * weight.scales.double().t()[:, None]).sum(dim=0)
+    for y in outputs:
+        assert y.dtype == torch.float32
+        # Every output is a sum of I terms, each rounded to 2**-24 relative; sums of random signs stay far below I.
+        assert ((y - exact).abs() <= bound * 2.0**-24 * 64 + 1e-12).all()
+
+
+def weight_abs(weight):
+    return GroupedWeight(weight.codes.abs(), weight.scales, weight.group)
+
+
+def test_tokens_of_zeros_give_zeros():
+    weight, codes = weight_of(SIZES[0]), codes_of(SIZES[0], fill=0)
+    for one in BACKENDS.values():
+        assert not one.linear(codes, torch.ones(2, 16, 1), one.prepare(weight)).any()
+
+
+def test_a_scale_that_is_not_a_number_shows_in_the_output():
+    weight, codes = weight_of(SIZES[0]), codes_of(SIZES[0])
+    scales = torch.ones(2, 16, 1)
+    scales[1, 3] = float("nan")
+    for one in BACKENDS.values():
+        y = one.linear(codes, scales, one.prepare(weight))
+        assert y[3].isnan().all() and y[2].isfinite().all()
+
+
+def test_an_unknown_backend_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'reference'"):
+        backend("referense")
