@@ -1,0 +1,157 @@
+"""The simulated tabletop arm and the policy that drives it: two nodes on one computer.
+
+    ros2 launch omega_qvla_ros sim.launch.py task:=lift:green
+    ros2 launch omega_qvla_ros sim.launch.py task:=place:blue instruction:="put the blue cube on the plate" viewer:=true
+
+The task is what the simulator judges, the instruction is what the arm is told. Another shell that wants to see the
+topics needs the same Fast DDS profile, in FASTDDS_DEFAULT_PROFILES_FILE: <share>/omega_qvla_ros/config/fastdds_shm.xml
+"""
+
+import os
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch.actions import (
+    DeclareLaunchArgument,
+    IncludeLaunchDescription,
+    OpaqueFunction,
+    SetEnvironmentVariable,
+    Shutdown,
+)
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+SHARE = FindPackageShare("omega_qvla_ros")
+TASKS = [f"{kind}:{colour}" for kind in ("touch", "lift", "place") for colour in ("red", "green", "blue")]
+SHIPPED = {"true": "tabletop_w4a4", "false": "tabletop"}
+
+# Fast DDS before 3.0 reads the old name only; later releases warn about it.
+OLD_FAST_DDS = ("humble", "iron", "jazzy")
+PROFILE_VARIABLE = "FAST{}_DEFAULT_PROFILES_FILE".format(
+    "RTPS" if os.environ.get("ROS_DISTRO") in OLD_FAST_DDS else "DDS"
+)
+
+ARGUMENTS = [
+    DeclareLaunchArgument(
+        "checkpoint",
+        default_value="",
+        description="Checkpoint or quantized pack folder, or a shipped policy's name. Empty: as 'quantized' says.",
+    ),
+    DeclareLaunchArgument(
+        "quantized",
+        default_value="true",
+        choices=list(SHIPPED),
+        description="Without a checkpoint: the shipped 4-bit policy (true) or the unquantized one (false).",
+    ),
+    DeclareLaunchArgument(
+        "task",
+        default_value="place:blue",
+        choices=TASKS,
+        description="What the simulator judges, and places cubes for.",
+    ),
+    DeclareLaunchArgument(
+        "instruction",
+        default_value="",
+        description="What the arm is told, in words. Empty: the usual wording of the task.",
+    ),
+    DeclareLaunchArgument(
+        "seed", default_value="", description="Seed of the start poses. Empty: the bridge's default."
+    ),
+    DeclareLaunchArgument(
+        "auto_reset",
+        default_value="true",
+        choices=["true", "false"],
+        description="After an episode begin the next one, with the next seed.",
+    ),
+    DeclareLaunchArgument(
+        "viewer",
+        default_value="false",
+        choices=["true", "false"],
+        description="Open MuJoCo's viewer window (needs a display) instead of running headless.",
+    ),
+    DeclareLaunchArgument(
+        "real_time_factor",
+        default_value="1.0",
+        description="Simulated seconds per second, where the machine can follow.",
+    ),
+    DeclareLaunchArgument(
+        "device", default_value="cpu", description="Where the policy computes: cpu, cuda or cuda:<n>."
+    ),
+    DeclareLaunchArgument("namespace", default_value="", description="Namespace of both nodes and their topics."),
+    DeclareLaunchArgument(
+        "activate",
+        default_value="true",
+        choices=["true", "false"],
+        description="Move as soon as the policy is configured, instead of waiting for ros2 lifecycle set.",
+    ),
+    DeclareLaunchArgument(
+        "log_level",
+        default_value="info",
+        choices=["debug", "info", "warn", "error"],
+        description="Log level of the nodes.",
+    ),
+]
+
+
+def start_bridge(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """The simulator with its cameras, joint states, clock and trajectory controller."""
+    seed = LaunchConfiguration("seed").perform(context)
+    viewer = LaunchConfiguration("viewer").perform(context) == "true"
+    parameters = [
+        PathJoinSubstitution([SHARE, "config", "mujoco_bridge_node.yaml"]),
+        {
+            "task": ParameterValue(LaunchConfiguration("task"), value_type=str),
+            "auto_reset": ParameterValue(LaunchConfiguration("auto_reset"), value_type=bool),
+            "real_time_factor": ParameterValue(LaunchConfiguration("real_time_factor"), value_type=float),
+            "viewer": viewer,
+        },
+    ]
+    if seed:
+        parameters.append({"seed": ParameterValue(seed, value_type=int)})
+    bridge = Node(
+        package="omega_qvla_ros",
+        executable="mujoco_bridge_node",
+        name="mujoco_bridge_node",
+        namespace=LaunchConfiguration("namespace"),
+        parameters=parameters,
+        ros_arguments=["--log-level", ["mujoco_bridge_node:=", LaunchConfiguration("log_level")]],
+        # A window needs GLFW. Without one EGL draws the camera images, or what this shell has chosen (osmesa).
+        additional_env={"MUJOCO_GL": "glfw" if viewer else os.environ.get("MUJOCO_GL", "egl")},
+        output="screen",
+        on_exit=Shutdown(reason="the simulator ended"),
+    )
+    return [bridge]
+
+
+def start_policy(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """policy.launch.py with the shipped policy and the task's wording where nothing else was said."""
+    # Here and not above: MuJoCo comes with it, and --show-args needs none of it.
+    from omega_qvla_core.envs.tabletop import Task
+
+    chosen = {
+        name: LaunchConfiguration(name).perform(context) for name in ("checkpoint", "quantized", "instruction", "task")
+    }
+    arguments = {
+        "checkpoint": chosen["checkpoint"] or SHIPPED[chosen["quantized"]],
+        "contract": "tabletop",
+        "instruction": chosen["instruction"] or Task.parse(chosen["task"]).instruction,
+        "use_sim_time": "true",
+    }
+    for name in ("device", "namespace", "activate", "log_level"):
+        arguments[name] = LaunchConfiguration(name)
+    source = PythonLaunchDescriptionSource(PathJoinSubstitution([SHARE, "launch", "policy.launch.py"]))
+    return [IncludeLaunchDescription(source, launch_arguments=arguments.items())]
+
+
+def generate_launch_description() -> LaunchDescription:
+    return LaunchDescription(
+        [
+            *ARGUMENTS,
+            # Shared memory only, so that best-effort camera images arrive: simulation, never a real arm.
+            SetEnvironmentVariable(PROFILE_VARIABLE, PathJoinSubstitution([SHARE, "config", "fastdds_shm.xml"])),
+            OpaqueFunction(function=start_bridge),
+            OpaqueFunction(function=start_policy),
+        ]
+    )
