@@ -126,8 +126,12 @@ def image_to_rgb_plain(message: Image) -> np.ndarray:
     row = message.width * channels
     data = np.frombuffer(message.data, dtype=np.uint8)
     # The last row may come without its padding.
-    pixels = np.lib.stride_tricks.as_strided(data, shape=(message.height, row), strides=(message.step, 1), writeable=False)
-    return np.ascontiguousarray(pixels.reshape(message.height, message.width, channels)[:, :, _RGB_ORDER[message.encoding]])
+    pixels = np.lib.stride_tricks.as_strided(
+        data, shape=(message.height, row), strides=(message.step, 1), writeable=False
+    )
+    return np.ascontiguousarray(
+        pixels.reshape(message.height, message.width, channels)[:, :, _RGB_ORDER[message.encoding]]
+    )
 
 
 def rgb_to_image(rgb: np.ndarray, stamp_ns: int, frame_id: str) -> Image:

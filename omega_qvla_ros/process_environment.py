@@ -73,6 +73,20 @@ def ros_environment(
     return environment
 
 
+def enter_ros_environment(domain_id: int, *, profile: str | None = "shm") -> None:
+    """Give the present process the environment of the nodes that it starts, before it initializes rclpy itself.
+
+    Args:
+        domain_id: See ``ros_environment``.
+        profile: See ``ros_environment``.
+    """
+    wanted = ros_environment(domain_id, profile=profile, mujoco_gl=None)
+    for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+        if name not in wanted:
+            os.environ.pop(name, None)
+    os.environ.update(wanted)
+
+
 def _ament_prefix_path(present: str) -> str:
     """The prefix of the ``ros-*`` wheels is the Python prefix; they do not set the variable themselves."""
     prefixes = [prefix for prefix in present.split(os.pathsep) if prefix]

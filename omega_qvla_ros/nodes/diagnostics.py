@@ -1,0 +1,89 @@
+"""``/diagnostics`` of the policy node: what the session knows, as key-value pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+from omega_qvla_ros.guard import State
+from omega_qvla_ros.msgs import header
+from omega_qvla_ros.session import PolicySession
+
+LEVELS = {
+    State.OK: DiagnosticStatus.OK,
+    State.DEGRADED: DiagnosticStatus.WARN,
+    State.HOLD: DiagnosticStatus.WARN,
+    State.LATCHED: DiagnosticStatus.ERROR,
+}
+
+
+def session_values(session: PolicySession, now_ns: int) -> dict[str, object]:
+    """Everything worth knowing about a session. Durations in s or ms as the key says, NaN before the first sample."""
+    counters = session.guard.counters
+    scheduler, motion = session.scheduler, session.motion
+    spec = session.policy.spec
+    values: dict[str, object] = {
+        "state": session.safety.state.name,
+        "reasons": "; ".join(session.safety.reasons),
+        "instruction": session.instruction,
+        "policy": spec.name,
+        "quantization": spec.quantization,
+        "denoise_steps": spec.num_steps,
+        "execution_horizon": scheduler.execution_horizon_steps,
+        "inference_p50_ms": 1e3 * session.latency_s.get(50),
+        "inference_p95_ms": 1e3 * session.latency_s.get(95),
+        "inference_p99_ms": 1e3 * session.latency_s.get(99),
+        "reaction_p50_ms": 1e3 * session.reaction_s.get(50),
+        "reaction_p95_ms": 1e3 * session.reaction_s.get(95),
+        "control_rate_hz": session.ticks.rate_hz,
+        "control_ticks_missed": session.ticks.missed,
+        "plan_left_s": motion.queue_s(now_ns),
+        "chunks_accepted": scheduler.accepted,
+        "steps_skipped": scheduler.skipped_steps,
+        "trajectories_published": motion.counters.published,
+        "trajectories_invalid": sum(motion.invalid.values()),
+        "holds": motion.counters.holds,
+        "plan_ran_out": motion.counters.exhausted,
+        "tracking_lost": motion.counters.tracking_lost,
+    }
+    values.update({f"chunks_dropped_{kind}": count for kind, count in scheduler.dropped.items()})
+    values.update({f"chunks_rejected_{kind}": count for kind, count in counters.rejected.items()})
+    values.update({f"clamped_position.{name}": count for name, count in counters.clamped_position.items()})
+    values.update({f"clamped_velocity.{name}": count for name, count in counters.clamped_velocity.items()})
+    values.update({f"age_s.{topic}": age for topic, age in session.buffer.ages_s(now_ns).items()})
+    values.update({f"dropped.{kind}": count for kind, count in session.buffer.counters.items()})
+    return values
+
+
+def status(name: str, hardware_id: str, level: bytes, message: str, values: Mapping[str, object]) -> DiagnosticStatus:
+    """One diagnostic status; floats are written with six significant digits."""
+    return DiagnosticStatus(
+        level=level,
+        name=name,
+        hardware_id=hardware_id,
+        message=message,
+        values=[KeyValue(key=key, value=_text(value)) for key, value in values.items()],
+    )
+
+
+def session_status(
+    node_name: str, session: PolicySession, now_ns: int, extra: Mapping[str, object]
+) -> DiagnosticStatus:
+    """The status of a configured policy node."""
+    safety = session.safety
+    message = safety.state.name + (f": {safety.reasons[0]}" if safety.reasons else "")
+    values = {**extra, **session_values(session, now_ns)}
+    return status(f"{node_name}: policy", session.contract.name, LEVELS[safety.state], message, values)
+
+
+def array(now_ns: int, *statuses: DiagnosticStatus) -> DiagnosticArray:
+    """A diagnostic array stamped now."""
+    return DiagnosticArray(header=header(now_ns), status=list(statuses))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else str(value)
+    return str(value)

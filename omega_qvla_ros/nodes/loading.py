@@ -1,0 +1,89 @@
+"""configure of the policy node: parameters -> contract, policy and numbers, each checked before anything moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rclpy.node import Node
+
+from omega_qvla_core.checkpoints.folder import PACK_FILE, WEIGHTS_FILE, is_pack, resolve_folder
+from omega_qvla_core.errors import ConfigError
+from omega_qvla_core.runtime import Policy
+from omega_qvla_ros.contract import RobotContract, check_policy, load_contract
+from omega_qvla_ros.nodes.parameters import value
+from omega_qvla_ros.resources import resolve_contract
+from omega_qvla_ros.session import SessionOptions
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What configure found.
+
+    Attributes:
+        contract: The robot.
+        policy: Loaded, checked against the contract, warmed up.
+        weights: Name and size in bytes of the weights file.
+        summary: One line for the log.
+        topics: Camera key -> topic.
+        image_size: Camera key -> smallest height and width in px.
+    """
+
+    contract: RobotContract
+    policy: Policy
+    weights: tuple[str, int]
+    summary: str
+    topics: dict[str, str]
+    image_size: dict[str, tuple[int, int]]
+
+
+def load(node: Node) -> Loaded:
+    """Read the contract, load the policy, check one against the other, warm up.
+
+    Raises:
+        OmegaQVLAError: Anything that is wrong; the message names it and the remedy.
+    """
+    contract = load_contract(resolve_contract(str(value(node, "contract"))))
+    folder = _checkpoint_folder(str(value(node, "checkpoint")))
+    if threads := int(value(node, "inference_threads")):
+        torch.set_num_threads(threads)
+    policy = Policy.load(folder, device=str(value(node, "device")))
+    spec = policy.spec
+    check_policy(contract, spec)
+    num_steps = int(value(node, "num_steps"))
+    if num_steps not in (0, spec.num_steps):
+        raise ConfigError(
+            f"num_steps is {num_steps}, {spec.name!r} was made for {spec.num_steps} denoise steps; set num_steps to 0"
+        )
+    inference_s = policy.warm_up()
+    weights = folder / (PACK_FILE if is_pack(folder) else WEIGHTS_FILE)
+    return Loaded(
+        contract=contract,
+        policy=policy,
+        weights=(weights.name, weights.stat().st_size),
+        summary=f"policy {spec.name!r} ({spec.quantization}, {weights.stat().st_size / 1e6:.2f} MB, "
+        f"{spec.num_steps} denoise steps, {inference_s * 1e3:.0f} ms per inference)",
+        topics={camera.key: camera.topic for camera in contract.cameras},
+        image_size={camera.key: (camera.height, camera.width) for camera in spec.cameras},
+    )
+
+
+def session_options(node: Node, contract: RobotContract) -> SessionOptions:
+    """Numbers from the parameters, where 0 or a negative value means the contract's number."""
+    blend_time_s = float(value(node, "blend_time_s"))
+    return SessionOptions(
+        execution_horizon_steps=int(value(node, "execution_horizon")) or contract.chunk.execution_horizon_steps,
+        blend_time_s=contract.chunk.blend_time_s if blend_time_s < 0 else blend_time_s,
+        noise_seed=int(value(node, "noise_seed")),
+        inference_timeout_s=float(value(node, "inference_timeout_s")),
+        retry_delay_s=float(value(node, "retry_delay_s")),
+        max_consecutive_errors=int(value(node, "max_consecutive_errors")),
+        startup_warn_s=float(value(node, "startup_warn_s")),
+    )
+
+
+def _checkpoint_folder(text: str) -> Path:
+    if not text.strip():
+        raise ConfigError("the parameter 'checkpoint' is empty; set it to a folder or to a shipped policy's name")
+    return resolve_folder(text)

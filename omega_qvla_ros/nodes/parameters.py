@@ -1,0 +1,350 @@
+"""The parameters of every node in one table: name, default, range, description, origin of the number.
+
+``config/<node>.yaml`` repeats the defaults with the descriptions as comments; a test compares both.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from omega_qvla_core.envs.tabletop.seeds import ROS_EVALUATION
+
+Value = bool | int | float | str | list[str]
+
+
+class When(Enum):
+    """When a parameter may change."""
+
+    LIVE = "live"
+    CONFIGURE = "at configure"
+    START = "at start"
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """One parameter.
+
+    Attributes:
+        name: snake_case.
+        default: Its type is the parameter's type.
+        description: One sentence, with the unit.
+        origin: Where the default comes from.
+        when: When it may change.
+        minimum: Smallest value, for numbers.
+        maximum: Largest value, for numbers.
+    """
+
+    name: str
+    default: Value
+    description: str
+    origin: str = ""
+    when: When = When.START
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def descriptor(self) -> ParameterDescriptor:
+        """The ROS descriptor; parameters that are fixed at start are read-only."""
+        descriptor = ParameterDescriptor(
+            description=self.description,
+            additional_constraints=f"changes {self.when.value}" + (f"; {self.origin}" if self.origin else ""),
+            read_only=self.when is When.START,
+        )
+        if self.minimum is not None and self.maximum is not None:
+            if isinstance(self.default, int):
+                span = IntegerRange(from_value=int(self.minimum), to_value=int(self.maximum), step=1)
+                descriptor.integer_range = [span]
+            else:
+                descriptor.floating_point_range = [
+                    FloatingPointRange(from_value=float(self.minimum), to_value=float(self.maximum))
+                ]
+        return descriptor
+
+
+POLICY_NODE = (
+    ParameterSpec(
+        "checkpoint",
+        "tabletop_w4a4",
+        "Checkpoint or pack folder, or the name of a shipped policy.",
+        when=When.CONFIGURE,
+    ),
+    ParameterSpec(
+        "contract", "tabletop", "Robot contract: a YAML file or a shipped robot's name.", when=When.CONFIGURE
+    ),
+    ParameterSpec("device", "cpu", "Where the policy computes: cpu or cuda.", when=When.CONFIGURE),
+    ParameterSpec(
+        "num_steps",
+        0,
+        "Denoise steps; 0 is the checkpoint's own number, any other that it was not made for is refused.",
+        when=When.CONFIGURE,
+        minimum=0,
+        maximum=100,
+    ),
+    ParameterSpec(
+        "inference_threads",
+        0,
+        "CPU threads of one inference; 0 leaves it to torch.",
+        "1 is best for small policies beside a simulator on two cores",
+        when=When.CONFIGURE,
+        minimum=0,
+        maximum=256,
+    ),
+    ParameterSpec(
+        "control_rate_hz",
+        0.0,
+        "Rate at which the trajectory window is sent, in Hz; 0 is the contract's rate.",
+        when=When.CONFIGURE,
+        minimum=0.0,
+        maximum=1000.0,
+    ),
+    ParameterSpec(
+        "instruction",
+        "",
+        "What the arm is told, in words; empty at start means the contract's default. Also topic ~/instruction.",
+        when=When.LIVE,
+    ),
+    ParameterSpec(
+        "execution_horizon",
+        0,
+        "Steps of a chunk after which the next inference starts; 0 is the contract's number.",
+        "4 steps gave 100 of 100, 8 steps 97, 16 steps 90 in the synchronous prototype",
+        when=When.LIVE,
+        minimum=0,
+        maximum=1000,
+    ),
+    ParameterSpec(
+        "blend_time_s",
+        -1.0,
+        "Time over which a new chunk replaces the committed motion, in s; negative is the contract's number.",
+        when=When.LIVE,
+        minimum=-1.0,
+        maximum=5.0,
+    ),
+    ParameterSpec(
+        "noise_seed",
+        0,
+        "Seed of the start noise of every inference; the same noise makes consecutive chunks agree.",
+        when=When.LIVE,
+        minimum=0,
+        maximum=2**31 - 1,
+    ),
+    ParameterSpec(
+        "inference_timeout_s",
+        2.0,
+        "An inference that has not returned after this wall time holds the arm; its result is dropped. In s.",
+        "the longest that an arm may stand without anybody being told",
+        when=When.CONFIGURE,
+        minimum=0.05,
+        maximum=600.0,
+    ),
+    ParameterSpec(
+        "retry_delay_s",
+        0.5,
+        "Hold after a failed inference or a refused chunk before the next attempt, in s.",
+        "LeRobot's real-time chunking engine",
+        when=When.CONFIGURE,
+        minimum=0.0,
+        maximum=60.0,
+    ),
+    ParameterSpec(
+        "max_consecutive_errors",
+        3,
+        "Failed inferences or refused chunks in a row after which the arm is latched until ~/reset_fault.",
+        "LeRobot's 10 are too many for an arm",
+        when=When.CONFIGURE,
+        minimum=1,
+        maximum=100,
+    ),
+    ParameterSpec(
+        "startup_warn_s",
+        5.0,
+        "After this time without usable sensor data the state says which topic and what to check. In s.",
+        when=When.CONFIGURE,
+        minimum=0.1,
+        maximum=600.0,
+    ),
+    ParameterSpec(
+        "start_on_activate",
+        True,
+        "Move as soon as the node is active; false waits for ~/start.",
+        when=When.CONFIGURE,
+    ),
+    ParameterSpec(
+        "auto_activate",
+        False,
+        "Configure and activate at start-up, where no lifecycle manager does it.",
+    ),
+)
+
+MUJOCO_BRIDGE_NODE = (
+    ParameterSpec(
+        "seed",
+        ROS_EVALUATION.start,
+        "Seed of the next episode's start poses; read by ~/reset.",
+        "first seed of the range that is kept for runs over topics",
+        when=When.LIVE,
+        minimum=0,
+        maximum=2**31 - 1,
+    ),
+    ParameterSpec("task", "place:blue", "Task of the next episode as kind:colour; read by ~/reset.", when=When.LIVE),
+    ParameterSpec(
+        "image_size",
+        128,
+        "Height and width of the camera images in px; the policy resizes them.",
+        "twice what the shipped policy sees",
+        minimum=128,
+        maximum=1024,
+    ),
+    ParameterSpec(
+        "camera_rate_hz",
+        20.0,
+        "Rate of front and wrist images in simulated time, in Hz.",
+        "the control rate, so that an image is never older than one control period",
+        minimum=0.5,
+        maximum=100.0,
+    ),
+    ParameterSpec(
+        "joint_state_rate_hz",
+        100.0,
+        "Rate of joint_states in simulated time, in Hz.",
+        "a joint_state_broadcaster at the usual 100 Hz update rate",
+        minimum=1.0,
+        maximum=100.0,
+    ),
+    ParameterSpec(
+        "real_time_factor",
+        1.0,
+        "Simulated seconds per second; the simulation slows down by itself when the machine cannot follow.",
+        minimum=0.01,
+        maximum=100.0,
+    ),
+    ParameterSpec(
+        "interpolate_from_desired_state",
+        False,
+        "The controller's option of the same name.",
+        "default of the joint_trajectory_controller",
+    ),
+    ParameterSpec(
+        "episode_limit_s",
+        0.0,
+        "Simulated time after the first command at which an episode has failed, in s; 0 is the task's own limit.",
+        when=When.LIVE,
+        minimum=0.0,
+        maximum=3600.0,
+    ),
+    ParameterSpec(
+        "auto_reset",
+        False,
+        "After an episode's end begin the next one with the next seed, one second later.",
+        when=When.LIVE,
+    ),
+    ParameterSpec("overview", False, "Publish overview/image_raw as well, for people."),
+    ParameterSpec(
+        "overview_width",
+        480,
+        "Width of the overview image in px.",
+        "a multiple of 16, for H.264",
+        minimum=64,
+        maximum=960,
+    ),
+    ParameterSpec(
+        "overview_height",
+        368,
+        "Height of the overview image in px.",
+        "a multiple of 16, for H.264",
+        minimum=64,
+        maximum=720,
+    ),
+    ParameterSpec(
+        "overview_rate_hz", 10.0, "Rate of the overview image in simulated time, in Hz.", minimum=0.1, maximum=50.0
+    ),
+    ParameterSpec("viewer", False, "Open MuJoCo's viewer window; needs a display. Not run on the build machine."),
+)
+
+EPISODE_RUNNER_NODE = (
+    ParameterSpec("episodes", 9, "Number of episodes.", "each task with each colour once", minimum=1, maximum=100000),
+    ParameterSpec(
+        "first_seed",
+        ROS_EVALUATION.start,
+        "Seed of the first episode; the others follow.",
+        "the range that is kept for runs over topics",
+        minimum=0,
+        maximum=2**31 - 1,
+    ),
+    ParameterSpec("tasks", ["touch", "lift", "place"], "Kinds of task, taken in turn; colours rotate as well."),
+    ParameterSpec("bridge", "mujoco_bridge_node", "Name of the bridge node, relative to the namespace."),
+    ParameterSpec("policy", "policy_node", "Name of the policy node, relative to the namespace."),
+    ParameterSpec(
+        "episode_timeout_s",
+        120.0,
+        "Wall time after which an episode without a result is an error, in s.",
+        "the longest task takes 7.5 s of simulated time",
+        minimum=1.0,
+        maximum=3600.0,
+    ),
+    ParameterSpec(
+        "startup_timeout_s",
+        120.0,
+        "Wall time to wait for both nodes, in s.",
+        "loading a policy on a busy machine",
+        minimum=1.0,
+        maximum=3600.0,
+    ),
+)
+
+
+def declare(node: Node, specs: Sequence[ParameterSpec]) -> list[str]:
+    """Declare every parameter of a table; values from files and the command line are checked against the ranges.
+
+    Returns:
+        One message per given parameter that the table does not have, with the nearest name. ROS ignores such a
+        parameter silently, and the default in its place moves the arm.
+    """
+    for spec in specs:
+        node.declare_parameter(spec.name, spec.default, spec.descriptor())
+    messages = []
+    for name in sorted(set(getattr(node, "_parameter_overrides", {}))):
+        if not node.has_parameter(name) and not name.startswith("qos_overrides."):
+            near = difflib.get_close_matches(name, [spec.name for spec in specs], n=1, cutoff=0.0)
+            messages.append(f"unknown parameter {name!r}; did you mean {near[0]!r}?")
+    return messages
+
+
+def value(node: Node, name: str) -> Value:
+    """Present value of a declared parameter."""
+    found = node.get_parameter(name).value
+    return list(found) if isinstance(found, (list, tuple)) else found
+
+
+def checker(
+    specs: Sequence[ParameterSpec],
+    configured: Callable[[], bool],
+    checks: dict[str, Callable[[Value], str | None]],
+) -> Callable[[list[Parameter]], SetParametersResult]:
+    """A callback that refuses changes at the wrong time and values that only the node can judge.
+
+    Args:
+        specs: The node's table.
+        configured: Whether parameters of ``When.CONFIGURE`` are in use now.
+        checks: Name -> function that returns the reason for refusing a value, or None.
+    """
+    when = {spec.name: spec.when for spec in specs}
+
+    def check(parameters: list[Parameter]) -> SetParametersResult:
+        for parameter in parameters:
+            if when.get(parameter.name) is When.CONFIGURE and configured():
+                return SetParametersResult(
+                    successful=False, reason=f"{parameter.name!r} is read at configure; clean up the node first"
+                )
+            reason = checks[parameter.name](parameter.value) if parameter.name in checks else None
+            if reason is not None:
+                return SetParametersResult(successful=False, reason=reason)
+        return SetParametersResult(successful=True)
+
+    return check
