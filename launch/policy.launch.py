@@ -1,14 +1,13 @@
 """The policy node alone, for an arm that has its own driver and joint_trajectory_controller.
 
-    ros2 launch omega_qvla_ros policy.launch.py contract:=my_arm.yaml checkpoint:=my_policy/ \
-        command_topic:=/joint_trajectory_controller/joint_trajectory
+    ros2 launch omega_qvla_ros policy.launch.py contract:=arm.yaml checkpoint:=dir command_topic:=jtc/joint_trajectory
     ros2 lifecycle set /policy_node activate
 
 The node is configured (policy loaded, checked against the contract, warmed up) and stays inactive until somebody
 activates it; activate:=true does so at once. sim.launch.py includes this file. NOT RUN on a real arm: no arm was there.
 
-No Fast DDS profile is set here. The simulation's would hear nothing outside this computer; config/fastdds_udp.xml (not run)
-is for raw camera images that do not arrive, and has to be set where the camera driver runs as well.
+No Fast DDS profile is set here. The simulation's would hear nothing outside this computer; config/fastdds_udp.xml (not
+run) is for raw camera images that do not arrive, and has to be set where the camera driver runs as well.
 """
 
 from launch import LaunchDescription
@@ -108,7 +107,7 @@ def generate_launch_description() -> LaunchDescription:
             ("joint_trajectory", LaunchConfiguration("command_topic")),
             ("joint_states", LaunchConfiguration("joint_states_topic")),
         ],
-        ros_arguments=["--log-level", ["policy_node:=", LaunchConfiguration("log_level")]],
+        ros_arguments=["--log-level", LaunchConfiguration("log_level")],
         output="screen",
         on_exit=Shutdown(reason="the policy node ended"),
     )

@@ -97,7 +97,6 @@ ARGUMENTS = [
 
 def start_bridge(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The simulator with its cameras, joint states, clock and trajectory controller."""
-    seed = LaunchConfiguration("seed").perform(context)
     viewer = LaunchConfiguration("viewer").perform(context) == "true"
     parameters = [
         PathJoinSubstitution([SHARE, "config", "mujoco_bridge_node.yaml"]),
@@ -108,7 +107,8 @@ def start_bridge(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             "viewer": viewer,
         },
     ]
-    if seed:
+    seed = LaunchConfiguration("seed")
+    if seed.perform(context):
         parameters.append({"seed": ParameterValue(seed, value_type=int)})
     bridge = Node(
         package="omega_qvla_ros",
@@ -116,7 +116,7 @@ def start_bridge(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         name="mujoco_bridge_node",
         namespace=LaunchConfiguration("namespace"),
         parameters=parameters,
-        ros_arguments=["--log-level", ["mujoco_bridge_node:=", LaunchConfiguration("log_level")]],
+        ros_arguments=["--log-level", LaunchConfiguration("log_level")],
         # A window needs GLFW. Without one EGL draws the camera images, or what this shell has chosen (osmesa).
         additional_env={"MUJOCO_GL": "glfw" if viewer else os.environ.get("MUJOCO_GL", "egl")},
         output="screen",

@@ -1,0 +1,182 @@
+"""Every launch file with every choice of every argument: what it would start, with which parameters and environment.
+
+The launch service runs for real; ``echo`` stands in front of each node's command line, so that no node starts.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+# Not "launch": the folder of that name in the repository would be found as a namespace package.
+pytest.importorskip("launch_ros.actions", reason="launch and launch_ros come with a ROS installation only")
+ament_index = pytest.importorskip("ament_index_python", reason="ament_index_python is not installed")
+try:
+    SHARE = Path(ament_index.get_package_share_directory("omega_qvla_ros"))
+except (OSError, LookupError) as missing:
+    pytest.skip(f"omega_qvla_ros is not on AMENT_PREFIX_PATH: {missing}", allow_module_level=True)
+
+from launch import LaunchContext, LaunchDescription, LaunchService
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, RegisterEventHandler, SetLaunchConfiguration
+from launch.event_handlers import OnProcessStart
+from launch.events.process import ProcessStarted
+from launch.launch_description_sources import get_launch_description_from_python_launch_file
+
+from omega_qvla_core.envs.tabletop import COLOURS, KINDS, Task
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+FILES = sorted(LAUNCH.glob("*.launch.py"))
+PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+
+
+@dataclass(frozen=True)
+class Started:
+    """One node as launch would start it."""
+
+    command: list[str]
+    parameters: dict[str, object]
+    environment: dict[str, str]
+
+
+def arguments_of(path: Path) -> list[DeclareLaunchArgument]:
+    return get_launch_description_from_python_launch_file(str(path)).get_launch_arguments()
+
+
+def every_choice() -> list[pytest.param]:
+    """The defaults of each file, and each choice that is not a default."""
+    cases = []
+    for path in FILES:
+        cases.append(pytest.param(path, {}, id=f"{path.name}-defaults"))
+        for argument in arguments_of(path):
+            default = "".join(part.describe().strip("'") for part in argument.default_value)
+            for choice in sorted(set(argument.choices or ()) - {default}):
+                cases.append(pytest.param(path, {argument.name: choice}, id=f"{path.name}-{argument.name}={choice}"))
+    return cases
+
+
+def parameters_of(command: list[str]) -> dict[str, object]:
+    """Parameters of the node in the order in which rcl applies the files."""
+    found: dict[str, object] = {}
+    for flag, value in pairwise(command):
+        if flag == "--params-file":
+            for node in yaml.safe_load(Path(value).read_text(encoding="utf-8")).values():
+                found.update(node["ros__parameters"])
+    return found
+
+
+def start(
+    path: Path, arguments: dict[str, str], monkeypatch: pytest.MonkeyPatch, distribution: str = "kilted"
+) -> dict[str, Started]:
+    """What a launch file starts, by executable. What it sets in the environment goes with ``monkeypatch``."""
+    for name in (*PROFILE_VARIABLES, "MUJOCO_GL"):
+        monkeypatch.setenv(name, "")  # remembers the value from before; launch writes into os.environ
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ROS_DISTRO", distribution)
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    started: dict[str, Started] = {}
+
+    def note(event: ProcessStarted, _: LaunchContext) -> None:
+        executable = next(part for part in event.cmd if "/omega_qvla_ros/" in part)
+        started[Path(executable).name] = Started(event.cmd, parameters_of(event.cmd), dict(event.env or os.environ))
+
+    source = IncludeLaunchDescription(str(path), launch_arguments=arguments.items())
+    service = LaunchService(noninteractive=True)
+    service.include_launch_description(
+        LaunchDescription(
+            [
+                RegisterEventHandler(OnProcessStart(on_start=note)),
+                SetLaunchConfiguration("launch-prefix", "echo"),
+                source,
+            ]
+        )
+    )
+    service.run()
+    return started
+
+
+def test_there_are_launch_files_for_the_simulation_and_for_an_arm():
+    assert [path.name for path in FILES] == ["policy.launch.py", "sim.launch.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_argument_is_described_and_has_a_default(path):
+    for argument in arguments_of(path):
+        assert argument.description != "no description given", argument.name
+        assert argument.default_value is not None, argument.name
+
+
+@pytest.mark.parametrize(("path", "arguments"), every_choice())
+def test_every_choice_starts_installed_executables(path, arguments, monkeypatch):
+    started = start(path, arguments, monkeypatch)
+    expected = {"policy_node"} | ({"mujoco_bridge_node"} if path.name == "sim.launch.py" else set())
+    assert set(started) == expected
+    for node in started.values():
+        executable = next(part for part in node.command if "/omega_qvla_ros/" in part)
+        assert os.access(executable, os.X_OK)
+
+
+def test_sim_tells_the_policy_what_the_simulator_judges(monkeypatch):
+    started = start(LAUNCH / "sim.launch.py", {"task": "lift:green", "seed": "7", "namespace": "cell"}, monkeypatch)
+    policy, bridge = started["policy_node"], started["mujoco_bridge_node"]
+    assert bridge.parameters["task"] == "lift:green"
+    assert bridge.parameters["seed"] == 7
+    assert policy.parameters["instruction"] == Task.parse("lift:green").instruction
+    assert policy.parameters["checkpoint"] == "tabletop_w4a4"
+    assert policy.parameters["use_sim_time"] is True
+    for node in started.values():
+        assert "__ns:=/cell" in node.command
+        assert node.environment["FASTDDS_DEFAULT_PROFILES_FILE"] == str(SHARE / "config" / "fastdds_shm.xml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "checkpoint"),
+    [
+        ({"quantized": "true"}, "tabletop_w4a4"),
+        ({"quantized": "false"}, "tabletop"),
+        ({"quantized": "false", "checkpoint": "/data/mine"}, "/data/mine"),
+    ],
+)
+def test_sim_chooses_the_checkpoint(arguments, checkpoint, monkeypatch):
+    started = start(LAUNCH / "sim.launch.py", arguments, monkeypatch)
+    assert started["policy_node"].parameters["checkpoint"] == checkpoint
+
+
+def test_sim_keeps_an_instruction_that_looks_like_yaml(monkeypatch):
+    started = start(LAUNCH / "sim.launch.py", {"instruction": "no: touch 1"}, monkeypatch)
+    assert started["policy_node"].parameters["instruction"] == "no: touch 1"
+
+
+@pytest.mark.parametrize(("viewer", "backend"), [("false", "egl"), ("true", "glfw")])
+def test_sim_draws_with_what_the_viewer_needs(viewer, backend, monkeypatch):
+    started = start(LAUNCH / "sim.launch.py", {"viewer": viewer}, monkeypatch)
+    assert started["mujoco_bridge_node"].environment["MUJOCO_GL"] == backend
+
+
+def test_sim_names_the_profile_as_the_fast_dds_of_jazzy_reads_it(monkeypatch):
+    started = start(LAUNCH / "sim.launch.py", {}, monkeypatch, distribution="jazzy")
+    profile = str(SHARE / "config" / "fastdds_shm.xml")
+    assert all(node.environment["FASTRTPS_DEFAULT_PROFILES_FILE"] == profile for node in started.values())
+
+
+def test_sim_offers_the_tasks_that_the_environment_has():
+    task = next(argument for argument in arguments_of(LAUNCH / "sim.launch.py") if argument.name == "task")
+    assert set(task.choices) == {f"{kind}:{colour}" for kind in KINDS for colour in COLOURS}
+
+
+def test_policy_for_an_arm_takes_its_topics_and_no_simulation_profile(monkeypatch):
+    arguments = {
+        "contract": "arm.yaml",
+        "command_topic": "/jtc/joint_trajectory",
+        "joint_states_topic": "/arm/joint_states",
+    }
+    policy = start(LAUNCH / "policy.launch.py", arguments, monkeypatch)["policy_node"]
+    assert policy.parameters["contract"] == "arm.yaml"
+    assert policy.parameters["use_sim_time"] is False
+    assert "joint_trajectory:=/jtc/joint_trajectory" in policy.command
+    assert "joint_states:=/arm/joint_states" in policy.command
+    assert not set(PROFILE_VARIABLES) & set(policy.environment)
