@@ -54,7 +54,8 @@ def quantize_policy(
         The quantized policy and its report.
 
     Raises:
-        QuantizationError: Too few observations, or a layer that cannot be done as the recipe asks.
+        QuantizationError: Too few observations, NaN or Inf in a tensor of the model, or a layer that cannot be done as
+            the recipe asks.
         ConfigError: An override of the recipe matches no linear.
     """
     if len(observations) < MIN_OBSERVATIONS:
@@ -63,6 +64,7 @@ def quantize_policy(
         )
     sites = find_sites(policy.model)
     check_overrides(recipe, sites)
+    _check_finite(policy.model)
     model = copy.deepcopy(policy.model).float().requires_grad_(False)
     round_unquantized(model, recipe, sites)
     # The copy is calibrated with its rounded parts in place: that is where the quantized linears will work.
@@ -129,6 +131,12 @@ def round_unquantized(model: nn.Module, recipe: Recipe, sites: Sequence[InputSit
             if dtype == torch.float16 and float(tensor.abs().max()) > _LARGEST_HALF:
                 raise QuantizationError(f"{name} has values beyond float16; quantize it or check the checkpoint")
             tensor.copy_(tensor.to(dtype))
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise QuantizationError(f"{name} holds NaN or Inf; check the checkpoint")
 
 
 def _run(policy: Policy, batch: Sequence[Observation], noise: Tensor, calibration: Calibration | None = None) -> Tensor:

@@ -34,6 +34,8 @@ UNQUANTIZED_DTYPES = ("bfloat16", "float32")
 class SideRecipe:
     """How the linears of one side are quantized. The defaults are the executable 4-bit scheme.
 
+    Codes are symmetric and signed, without zero point: -8..7 at 4 bits, for weights and activations (METHOD A.12).
+
     Attributes:
         weight_bits: 2 to 8, or 16 for a linear that stays as it is.
         activation_bits: 2 to 8, or 16 with ``activation="none"``.

@@ -184,7 +184,7 @@ class InputTransform:
 
 def _in_groups(x: Tensor, group: int) -> Tensor:
     """``[M, I]`` -> ``[G, M, group]``, a view unless padding is needed."""
-    tokens, columns = x.shape
-    if columns % group:
-        x = torch.nn.functional.pad(x, (0, group - columns % group))
-    return x.view(tokens, -1, group).transpose(0, 1)
+    tokens = x.shape[0]
+    if x.shape[1] % group:
+        x = torch.nn.functional.pad(x, (0, -x.shape[1] % group))
+    return x.view(tokens, x.shape[1] // group, group).transpose(0, 1)
