@@ -9,6 +9,7 @@ callbacks check a header and store a message; the control timer sends the window
 from __future__ import annotations
 
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -60,6 +61,8 @@ AFTER = {
 DIAGNOSTICS_PERIOD_S = 1.0
 ACKNOWLEDGE_S = 0.5
 """Longest wait for the controller to have received the last hold."""
+SWITCH_INTERVAL_S = 0.001
+"""Python's default of 5 ms lets the inference thread keep the executor (clock, joint states, timer) waiting too long."""
 SPIN_S = 0.2
 """Longest time after which a signal is noticed."""
 
@@ -372,6 +375,7 @@ class PolicyNode(LifecycleNode):
 def main(args: list[str] | None = None) -> None:
     """Run the node until SIGINT or SIGTERM; then hold the arm, and exit with 0."""
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     stopping: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda caught, _: stopping.append(caught))

@@ -1,0 +1,104 @@
+"""One table of parameters, the commented YAML files and the declared descriptors say the same."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import rclpy
+import yaml
+from rclpy.context import Context
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from omega_qvla_ros.nodes import parameters
+from omega_qvla_ros.nodes.parameters import When
+from omega_qvla_ros.process_environment import free_domain_id
+from omega_qvla_ros.resources import config_file
+
+TABLES = {
+    "policy_node": parameters.POLICY_NODE,
+    "mujoco_bridge_node": parameters.MUJOCO_BRIDGE_NODE,
+    "episode_runner_node": parameters.EPISODE_RUNNER_NODE,
+}
+
+
+@pytest.fixture(scope="module")
+def context():
+    made = Context()
+    rclpy.init(context=made, args=[], domain_id=free_domain_id(50))
+    yield made
+    rclpy.try_shutdown(context=made)
+
+
+def node(context: Context, **overrides: object) -> Node:
+    given = [Parameter(name, value=value) for name, value in overrides.items()]
+    return Node("node", context=context, parameter_overrides=given, start_parameter_services=False)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_yaml_and_table_agree(name: str) -> None:
+    text = config_file(f"{name}.yaml").read_text()
+    values = yaml.safe_load(text)[f"/**/{name}"]["ros__parameters"]
+    table = {spec.name: spec for spec in TABLES[name]}
+    assert list(values) == list(table)
+    flat = re.sub(r"\n\s*# ", " ", text)
+    for key, value in values.items():
+        assert value == table[key].default and type(value) is type(table[key].default), key
+        assert table[key].description in flat, f"{key}: the comment is not the description"
+        assert table[key].origin in flat
+        assert f"Changes {table[key].when.value}." in flat
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_number_has_a_range_that_holds_its_default(name: str) -> None:
+    for spec in TABLES[name]:
+        assert spec.description.endswith("."), spec.name
+        if isinstance(spec.default, (int, float)) and not isinstance(spec.default, bool):
+            assert spec.minimum is not None and spec.minimum <= spec.default <= spec.maximum, spec.name
+
+
+def test_declared_with_descriptors_and_ranges(context: Context) -> None:
+    made = node(context)
+    assert parameters.declare(made, parameters.POLICY_NODE) == []
+    for spec in parameters.POLICY_NODE:
+        descriptor = made.describe_parameter(spec.name)
+        assert descriptor.description == spec.description
+        assert descriptor.read_only == (spec.when is When.START)
+        assert parameters.value(made, spec.name) == spec.default
+    result = made.set_parameters([Parameter("execution_horizon", value=-1)])[0]
+    assert not result.successful
+    assert parameters.value(made, "execution_horizon") == 0
+    made.destroy_node()
+
+
+def test_misspelt_parameter_is_named_with_the_nearest_one(context: Context) -> None:
+    made = node(context, checkpont="x")
+    assert parameters.declare(made, parameters.POLICY_NODE) == [
+        "unknown parameter 'checkpont'; did you mean 'checkpoint'?"
+    ]
+    made.destroy_node()
+
+
+def test_changes_at_the_wrong_time_and_bad_values_are_refused_with_a_reason(context: Context) -> None:
+    made = node(context)
+    parameters.declare(made, parameters.POLICY_NODE)
+    configured = False
+    made.add_on_set_parameters_callback(
+        parameters.checker(
+            parameters.POLICY_NODE, lambda: configured, {"instruction": lambda text: None if text else "empty"}
+        )
+    )
+
+    def set_one(name: str, value: object) -> str | None:
+        result = made.set_parameters([Parameter(name, value=value)])[0]
+        return None if result.successful else result.reason
+
+    assert set_one("checkpoint", "a") is None
+    configured = True
+    assert "read at configure" in set_one("checkpoint", "b")
+    assert parameters.value(made, "checkpoint") == "a"
+    assert set_one("instruction", "") == "empty"
+    assert set_one("instruction", "go") is None
+    assert set_one("auto_activate", True) is not None  # read-only
+    made.destroy_node()

@@ -1,0 +1,330 @@
+"""A configured policy on a robot, with an injected clock and a policy that can do everything wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from robot_fixtures import PERIOD_NS, T0, ramp, toy_contract, toy_spec
+
+from omega_qvla_core.errors import ConfigError, InstructionError
+from omega_qvla_core.policy_types import ActionChunk, Observation
+from omega_qvla_ros import jtc
+from omega_qvla_ros.guard import State
+from omega_qvla_ros.session import MAX_LATE_CHUNKS, PolicySession, SessionOptions
+from omega_qvla_ros.trajectory import JointTrajectory
+
+DEADLINE_S = 30.0
+NAMES = ("shoulder", "finger")
+
+
+class FakePolicy:
+    """Moves the shoulder by ``step`` rad per period from where it was seen, unless told to misbehave."""
+
+    def __init__(self) -> None:
+        self.spec = toy_spec()
+        self.step = 0.02
+        self.fault: object = None
+        self.block: threading.Event | None = None
+        self.seen: list[tuple[Observation, int]] = []
+
+    def infer(self, observation: Observation, noise: np.ndarray | None = None, seed: int = 0) -> ActionChunk:
+        self.seen.append((observation, seed))
+        if self.block is not None:
+            assert self.block.wait(DEADLINE_S)
+        if isinstance(self.fault, Exception):
+            raise self.fault
+        actions = ramp(observation.state[1], self.step)
+        if self.fault is not None:
+            actions[2, 0] = self.fault
+        return ActionChunk(actions[:, ::-1], 0.05, 0.05)
+
+
+class Rig:
+    """A session, its clock, and sensors that send every 50 ms unless stopped."""
+
+    def __init__(self, **options: object) -> None:
+        self.policy = FakePolicy()
+        self.done = threading.Semaphore(0)
+        self.session = PolicySession(
+            toy_contract(),
+            self.policy,
+            SessionOptions(**{"execution_horizon_steps": 2, "blend_time_s": 0.1, **options}),
+            lambda message, key: np.full((64, 64, 3), 7, np.uint8),
+            self.done.release,
+        )
+        self.now = T0
+        self.sensors = {"front", "wrist", "joints"}
+        self.sent: list[tuple[int, JointTrajectory]] = []
+        self.session.set_instruction("go", self.now)
+        self.session.activate()
+        self.session.start(self.now)
+
+    def tick(self) -> JointTrajectory | None:
+        """One control period later: sensors, then the control timer, then whatever inference it started."""
+        self.now += PERIOD_NS
+        self.feed()
+        message = self.session.step(self.now)
+        if message is not None:
+            assert jtc.validate(message, self.now, NAMES) is None
+            self.sent.append((self.now, message))
+        if self.session.worker.busy and self.policy.block is None:
+            self.wait()
+        return message
+
+    def feed(self) -> None:
+        for key in ("front", "wrist"):
+            if key in self.sensors:
+                self.session.buffer.add_image(key, "image", self.now, self.now)
+        if "joints" in self.sensors:
+            self.session.buffer.add_joints(list(NAMES), self.position(), self.now, self.now)
+
+    def position(self) -> list[float]:
+        """The arm follows its command exactly."""
+        plan = self.session.motion.plan
+        return [0.0, 0.02] if plan is None else list(plan.sample(self.now)[0])
+
+    def wait(self) -> None:
+        assert self.done.acquire(timeout=DEADLINE_S)
+
+    def run(self, ticks: int) -> list[JointTrajectory | None]:
+        return [self.tick() for _ in range(ticks)]
+
+    @property
+    def state(self) -> State:
+        return self.session.safety.state
+
+    @property
+    def speed(self) -> float:
+        plan = self.session.motion.plan
+        return 0.0 if plan is None else float(np.abs(plan.sample(self.now)[1]).max())
+
+
+@pytest.fixture
+def rig():
+    made = Rig()
+    yield made
+    if made.policy.block is not None:
+        made.policy.block.set()
+    made.session.close()
+
+
+def test_moves_smoothly_and_keeps_planning(rig: Rig) -> None:
+    messages = rig.run(40)
+    assert rig.state is State.OK
+    assert all(message is not None for message in messages[2:])
+    assert rig.session.scheduler.accepted >= 18  # every second of 40 periods
+    positions = [rig.session.motion.plan.sample(rig.now)[0][0]]
+    assert 0.5 < positions[0] < 1.0
+    assert rig.session.motion.counters.exhausted == 0
+
+
+def test_policy_sees_its_own_joint_order_the_instruction_and_the_seed(rig: Rig) -> None:
+    rig.session.noise_seed = 5
+    rig.run(2)
+    observation, seed = rig.policy.seen[0]
+    np.testing.assert_array_equal(observation.state, [0.02, 0.0])
+    assert observation.instruction == "go" and seed == 5
+    assert set(observation.images) == {"front", "wrist"} and observation.images["front"].shape == (64, 64, 3)
+
+
+def test_contract_and_checkpoint_must_fit() -> None:
+    with pytest.raises(ConfigError, match="state names"):
+        policy = FakePolicy()
+        policy.spec = toy_spec(state_names=("finger", "elbow"))
+        PolicySession(toy_contract(), policy, SessionOptions(2, 0.1), lambda m, k: m, lambda: None)
+
+
+@pytest.mark.parametrize(("stream", "bound_s"), [("front", 0.25), ("wrist", 0.25), ("joints", 0.1)])
+def test_stopped_sensor_holds_within_its_timeout_and_one_period_and_resumes(
+    rig: Rig, stream: str, bound_s: float
+) -> None:
+    rig.run(10)
+    stopped_at = rig.now
+    rig.sensors.remove(stream)
+    while rig.state is not State.HOLD:
+        rig.tick()
+        assert rig.now - stopped_at <= bound_s * 1e9 + 2 * PERIOD_NS
+    assert rig.now - stopped_at <= bound_s * 1e9 + PERIOD_NS + 1
+    held = rig.sent[-1][1]
+    assert any(stream in reason or "joint_states" in reason for reason in rig.session.safety.reasons)
+    assert rig.run(2)[-1].end_ns == held.end_ns  # repeated with the same stamps
+    assert rig.run(10)[-1] is None  # then silent
+    assert rig.speed == 0.0
+    rig.sensors.add(stream)
+    rig.run(2)
+    assert rig.state is State.HOLD
+    rig.run(4)
+    assert rig.state is State.OK and rig.speed > 0.0
+
+
+def test_nothing_moves_before_every_stream_is_there_and_the_topic_is_named(rig: Rig) -> None:
+    rig.sensors.remove("wrist")
+    assert rig.run(110) == [None] * 110
+    assert rig.policy.seen == []
+    reasons = "; ".join(rig.session.safety.reasons)
+    assert "nothing received on 'wrist/image_raw'" in reasons and "QoS" in reasons
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf, 2.0, ValueError("broken")])
+def test_policy_fault_holds_retries_and_latches_at_the_third(rig: Rig, fault: object) -> None:
+    rig.run(10)
+    rig.policy.fault = fault
+    before = rig.session.scheduler.accepted
+    holds = 0
+    for _ in range(60):
+        was = rig.state
+        rig.tick()
+        holds += was is State.OK and rig.state is not State.OK
+    assert rig.state is State.LATCHED and holds == 3
+    assert rig.session.scheduler.accepted == before
+    assert rig.speed == 0.0
+    for _, message in rig.sent:
+        assert np.isfinite([point.positions for point in message.points]).all()
+    rig.policy.fault = None
+    assert rig.run(20)[-1] is None and rig.state is State.LATCHED
+    assert rig.session.reset_fault()
+    rig.run(10)
+    assert rig.state is State.OK and rig.speed > 0.0
+
+
+def test_one_fault_is_forgiven(rig: Rig) -> None:
+    rig.run(10)
+    rig.policy.fault = np.nan
+    while rig.state is State.OK:
+        rig.tick()
+    rig.policy.fault = None
+    held_at = rig.now
+    while rig.state is not State.OK:
+        rig.tick()
+    assert 0.5e9 <= rig.now - held_at <= 0.5e9 + 2 * PERIOD_NS
+    rig.run(6)
+    assert rig.session.safety.consecutive_errors == 0 and rig.speed > 0.0
+
+
+def test_hanging_inference_holds_and_its_result_is_dropped() -> None:
+    rig = Rig(inference_timeout_s=0.05)
+    rig.run(10)
+    accepted = rig.session.scheduler.accepted
+    rig.policy.block = threading.Event()
+    while not rig.session.worker.busy:
+        rig.tick()
+    deadline = time.monotonic() + DEADLINE_S
+    while rig.state is not State.HOLD and time.monotonic() < deadline:
+        rig.now += 1  # simulated time may stand still; a hang is measured in wall time
+        rig.session.step(rig.now)
+    assert rig.state is State.HOLD and "has not returned" in rig.session.safety.reasons[0]
+    rig.run(30)
+    assert rig.state is State.HOLD and rig.speed == 0.0 and len(rig.policy.seen) > 0
+    block, rig.policy.block = rig.policy.block, None
+    block.set()
+    rig.wait()
+    rig.run(1)
+    assert rig.session.scheduler.accepted == accepted
+    rig.run(8)
+    assert rig.session.scheduler.accepted > accepted and rig.state is State.OK
+    rig.session.close()
+
+
+def test_slow_inference_runs_the_plan_out_smoothly_and_resumes(rig: Rig) -> None:
+    rig.run(10)
+    rig.policy.block = threading.Event()
+    messages = rig.run(20)
+    assert messages[-1] is None and rig.state is State.DEGRADED and rig.speed == 0.0
+    assert "the plan ran out" in rig.session.safety.reasons[0]
+    block, rig.policy.block = rig.policy.block, None
+    block.set()
+    rig.wait()
+    rig.run(6)
+    assert rig.state is State.OK and rig.speed > 0.0
+
+
+def test_policy_that_is_always_late_is_latched_with_numbers(rig: Rig) -> None:
+    for _ in range(MAX_LATE_CHUNKS):
+        rig.policy.block = threading.Event()
+        while not rig.session.worker.busy:
+            rig.tick()
+        rig.run(12)  # a chunk lasts 8 periods
+        block, rig.policy.block = rig.policy.block, None
+        block.set()
+        rig.wait()
+    rig.tick()
+    assert rig.state is State.LATCHED
+    assert "a chunk lasts 0.40 s" in rig.session.safety.reasons[0]
+
+
+def test_instruction_change_voids_chunks_under_way_and_plans_at_once(rig: Rig) -> None:
+    rig.run(10)
+    rig.policy.block = threading.Event()
+    while not rig.session.worker.busy:
+        rig.tick()
+    rig.session.set_instruction("touch the red cube", rig.now)
+    left_s = (rig.session.motion.plan.end_ns - rig.now) * 1e-9
+    assert left_s <= 2 * 0.05 + 0.25  # one execution horizon and the way to rest
+    block, rig.policy.block = rig.policy.block, None
+    block.set()
+    rig.wait()
+    rig.tick()
+    assert rig.session.scheduler.dropped["task"] == 1
+    rig.run(2)
+    assert rig.policy.seen[-1][0].instruction == "touch the red cube"
+
+
+def test_refused_instruction_holds_until_another_one_comes(rig: Rig) -> None:
+    rig.run(4)
+    rig.policy.fault = InstructionError("the instruction has 40 words, at most 16 fit")
+    rig.run(40)
+    assert rig.state is State.HOLD and "40 words" in rig.session.safety.reasons[0]
+    rig.policy.fault = None
+    rig.session.set_instruction("go on", rig.now)
+    rig.run(6)
+    assert rig.state is State.OK and rig.speed > 0.0
+
+
+def test_no_instruction_no_motion() -> None:
+    rig = Rig()
+    rig.session.instruction = ""
+    assert rig.run(10) == [None] * 10
+    assert rig.state is State.DEGRADED and "instruction" in rig.session.safety.reasons[0]
+    rig.session.close()
+
+
+def test_stop_and_start(rig: Rig) -> None:
+    rig.run(10)
+    rig.session.stop(rig.now)
+    rig.run(10)
+    assert rig.state is State.HOLD and rig.speed == 0.0
+    rig.session.start(rig.now)
+    rig.run(6)
+    assert rig.state is State.OK and rig.speed > 0.0
+
+
+def test_deactivate_returns_a_decelerating_hold(rig: Rig) -> None:
+    rig.run(10)
+    rig.now += 5_000_000
+    speed = rig.speed
+    message = rig.session.deactivate(rig.now)
+    assert speed > 0.0 and message is not None
+    np.testing.assert_array_equal(message.points[-1].velocities, 0.0)
+    end = message.points[-1].positions[0]
+    assert end - rig.session.motion.plan.sample(rig.now)[0][0] == pytest.approx(speed * (speed / 10.0) / 2, abs=2e-3)
+    assert rig.run(10)[-1] is None
+
+
+def test_restart_begins_at_the_measured_position(rig: Rig) -> None:
+    rig.run(10)
+    rig.session.restart(rig.now)
+    assert rig.session.motion.plan is None
+    assert rig.tick() is None
+    rig.run(4)
+    assert rig.state is State.OK and rig.session.motion.plan.positions[0, 0] == pytest.approx(0.0)
+
+
+def test_clock_that_jumped_back(rig: Rig) -> None:
+    rig.run(10)
+    rig.now -= 100 * 10**9
+    rig.session.restart(rig.now)
+    rig.run(10)
+    assert rig.state is State.OK and rig.speed > 0.0
