@@ -109,7 +109,8 @@ def generate_launch_description() -> LaunchDescription:
         ],
         ros_arguments=["--log-level", LaunchConfiguration("log_level")],
         output="screen",
-        on_exit=Shutdown(reason="the policy node ended"),
+        # Not once more while the launch is ending anyway: launch_ros reports that as an error.
+        on_exit=lambda event, context: None if context.is_shutdown else [Shutdown(reason="the policy node ended")],
     )
     configured = OnStateTransition(
         target_lifecycle_node=policy,

@@ -120,7 +120,7 @@ def start_bridge(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         # A window needs GLFW. Without one EGL draws the camera images, or what this shell has chosen (osmesa).
         additional_env={"MUJOCO_GL": "glfw" if viewer else os.environ.get("MUJOCO_GL", "egl")},
         output="screen",
-        on_exit=Shutdown(reason="the simulator ended"),
+        on_exit=lambda event, context: None if context.is_shutdown else [Shutdown(reason="the simulator ended")],
     )
     return [bridge]
 
