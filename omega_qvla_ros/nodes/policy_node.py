@@ -62,7 +62,7 @@ DIAGNOSTICS_PERIOD_S = 1.0
 ACKNOWLEDGE_S = 0.5
 """Longest wait for the controller to have received the last hold."""
 SWITCH_INTERVAL_S = 0.001
-"""Python's default of 5 ms lets the inference thread keep the executor (clock, joint states, timer) waiting too long."""
+"""Python's default of 5 ms lets the inference thread keep the executor (clock, joint states, timer) waiting."""
 SPIN_S = 0.2
 """Longest time after which a signal is noticed."""
 
