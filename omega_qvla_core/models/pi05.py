@@ -11,8 +11,9 @@ action horizon, A action width. Source of the computation: openpi's PI0Pytorch w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from omega_qvla_core.models.flow import EulerStep, check_sampling, integrate
 from omega_qvla_core.models.layers import AdaRMSNorm, Block, RMSNorm, Rotary, rotary_angles
 from omega_qvla_core.models.pi05_config import Pi05Config, build_vision
+from omega_qvla_core.models.pi05_prefix import Prefix, PrefixCache, StepCondition, euler_times, suffix_position_ids
+from omega_qvla_core.models.prefix_masks import drop_columns, host_all
+from omega_qvla_core.models.siglip import SiglipVision
 from omega_qvla_core.models.step_context import denoise_step
+from omega_qvla_core.models.step_tables import StepTables
 
 __all__ = ["TIED_KEYS", "UNUSED_KEYS", "Pi05", "Pi05Config", "Prefix", "PrefixCache", "canonical_state_dict"]
 
@@ -38,50 +44,11 @@ UNUSED_KEYS = ("paligemma_with_expert.gemma_expert.lm_head.weight",)
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """What the language tower reads.
+class _Suffix:
+    """What the positions of the chunk's tokens give: rotary angles, and the mask of prefix and chunk (None: all)."""
 
-    Attributes:
-        embeddings: ``[B, P, lm_width]``: tokens of all cameras, then the prompt.
-        pad_mask: bool ``[B, P]``; False for absent cameras and padding. At least one True in each row.
-    """
-
-    embeddings: Tensor
-    pad_mask: Tensor
-
-    @property
-    def position_ids(self) -> Tensor:
-        """int64 ``[B, P]``: masked tokens take up no position (leading ones get -1, which is never read)."""
-        return self.pad_mask.long().cumsum(dim=1) - 1
-
-
-@dataclass(frozen=True)
-class PrefixCache:
-    """What the action expert reads of the prefix.
-
-    Attributes:
-        keys: Per layer ``[B, num_kv_heads, P, head_dim]``, rotated.
-        values: Per layer, same shape.
-        pad_mask: bool ``[B, P]``.
-        last_hidden: ``[B, P, lm_width]`` after the final norm; no action depends on it. None if it was not asked for.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    pad_mask: Tensor
-    last_hidden: Tensor | None
-
-    def repeat(self, times: int) -> PrefixCache:
-        """The cache with every row repeated ``times`` times in a row (several noises per observation)."""
-        if times == 1:
-            return self
-        return replace(
-            self,
-            keys=tuple(key.repeat_interleave(times, dim=0) for key in self.keys),
-            values=tuple(value.repeat_interleave(times, dim=0) for value in self.values),
-            pad_mask=self.pad_mask.repeat_interleave(times, dim=0),
-            last_hidden=None if self.last_hidden is None else self.last_hidden.repeat_interleave(times, dim=0),
-        )
+    rotary: Rotary
+    mask: Tensor | None
 
 
 class Pi05(nn.Module):
@@ -99,6 +66,7 @@ class Pi05(nn.Module):
         self.action_out_proj = nn.Linear(config.expert_width, config.action_dim)
         self.time_mlp_in = nn.Linear(config.expert_width, config.expert_width)
         self.time_mlp_out = nn.Linear(config.expert_width, config.expert_width)
+        self._tables: StepTables[tuple[StepCondition, ...]] = StepTables()
 
     @property
     def vision(self) -> nn.Module:
@@ -122,6 +90,7 @@ class Pi05(nn.Module):
         tokens: Tensor,
         token_mask: Tensor,
         state: Tensor | None = None,
+        drop_masked: bool = True,
     ) -> Prefix:
         """Embed cameras and prompt.
 
@@ -131,14 +100,20 @@ class Pi05(nn.Module):
             tokens: int64 ``[B, L]``.
             token_mask: bool ``[B, L]``; False for padding.
             state: float ``[B, state_dim]``, normalised, for vision encoders that read proprioception. Others ignore it.
+            drop_masked: Leave out what no row of the batch has (absent cameras, padding), and do not run the vision
+                tower over absent cameras. Actions are the same; the layout of the prefix depends on the masks.
         """
         paligemma = self.paligemma_with_expert.paligemma
+        if drop_masked:
+            tokens, token_mask = drop_columns(tokens, token_mask)
         text = paligemma.lm_head(tokens) * math.sqrt(self.config.lm_width)
-        seen, seen_mask = paligemma.model.embed_cameras(images, image_masks, text, token_mask, state)
-        return Prefix(
-            torch.cat((seen.to(text.dtype), text), dim=1),
-            torch.cat((seen_mask, token_mask), dim=1),
-        )
+        seen, seen_mask = paligemma.model.embed_cameras(images, image_masks, text, token_mask, state, drop_masked)
+        embeddings = torch.cat((seen.to(text.dtype), text), dim=1)
+        pad_mask = torch.cat((seen_mask, token_mask), dim=1)
+        if not drop_masked:
+            return Prefix(embeddings, pad_mask)
+        embeddings, pad_mask = drop_columns(embeddings, pad_mask)
+        return Prefix(embeddings, pad_mask, complete=host_all(pad_mask))
 
     def encode_prefix(self, prefix: Prefix, last_hidden: bool = True) -> PrefixCache:
         """Run the language tower.
@@ -146,20 +121,20 @@ class Pi05(nn.Module):
         Args:
             prefix: From ``embed_prefix``.
             last_hidden: Whether to compute the tower's output too. Without it the last layer stops at its keys and
-                values, which is all that actions depend on.
+                values, which is all that actions depend on; calibration needs it, to see every linear.
         """
-        tower = self.language_model
+        tower, mask = self.language_model, None if prefix.complete else prefix.pad_mask
         rotary = self._rotary(prefix.position_ids)
         x, keys, values = prefix.embeddings, [], []
         for index, layer in enumerate(tower.layers):
             if index == len(tower.layers) - 1 and not last_hidden:
                 key, value = layer.keys_values(x, rotary)
             else:
-                x, key, value = layer(x, rotary, prefix.pad_mask)
+                x, key, value = layer(x, rotary, mask)
             keys.append(key)
             values.append(value)
         hidden = tower.norm(x)[0] if last_hidden else None
-        return PrefixCache(tuple(keys), tuple(values), prefix.pad_mask, hidden)
+        return PrefixCache(tuple(keys), tuple(values), prefix.pad_mask, hidden, prefix.complete)
 
     def time_embedding(self, time: Tensor) -> Tensor:
         """Sines and cosines of the flow-matching time.
@@ -182,6 +157,12 @@ class Pi05(nn.Module):
         embedding = self.time_embedding(time).to(self.time_mlp_in.weight.dtype)
         return F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(embedding))))
 
+    def condition(self, time: Tensor) -> StepCondition:
+        """What the action expert reads of times float32 ``[B]`` (or ``[1]`` for a whole batch)."""
+        cond = self.time_condition(time)
+        layers = tuple(layer.modulation(cond) for layer in self.expert.layers)
+        return StepCondition(layers, self.expert.norm.modulation(cond))
+
     def expert_hidden(self, x_t: Tensor, cond: Tensor, cache: PrefixCache) -> Tensor:
         """The action expert's output after its final norm, ``[B, H, expert_width]``.
 
@@ -190,12 +171,9 @@ class Pi05(nn.Module):
             cond: ``[B, expert_width]`` from ``time_condition``.
             cache: From ``encode_prefix``.
         """
-        x = self.action_in_proj(x_t.to(self.action_in_proj.weight.dtype))
-        rotary = self._rotary(suffix_position_ids(cache.pad_mask, x_t.shape[1]))
-        key_mask = F.pad(cache.pad_mask, (0, x_t.shape[1]), value=True)
-        for layer, key, value in zip(self.expert.layers, cache.keys, cache.values, strict=True):
-            x, _, _ = layer(x, rotary, key_mask, cond, past=(key, value))
-        return self.expert.norm(x, cond)[0]
+        layers = tuple(layer.modulation(cond) for layer in self.expert.layers)
+        condition = StepCondition(layers, self.expert.norm.modulation(cond))
+        return self._expert(x_t, condition, cache, self._suffix(cache, x_t.shape[1]))
 
     def velocity(self, x_t: Tensor, time: Tensor, cache: PrefixCache) -> Tensor:
         """One evaluation of the action expert.
@@ -208,8 +186,10 @@ class Pi05(nn.Module):
         Returns:
             float32 ``[B, H, action_dim]``; the training target is ``noise - actions``.
         """
-        hidden = self.expert_hidden(x_t, self.time_condition(time), cache)
-        return self.action_out_proj(hidden.to(self.action_out_proj.weight.dtype)).float()
+        if torch.is_grad_enabled():
+            # Training is under way, and not every optimizer counts its writes in the tensors' versions.
+            self.forget_step_tables()
+        return self._velocity(x_t, self.condition(time), cache, self._suffix(cache, x_t.shape[1]))
 
     def training_velocity(self, prefix: Prefix, x_t: Tensor, time: Tensor) -> Tensor:
         """Velocity with gradients through both towers.
@@ -239,22 +219,60 @@ class Pi05(nn.Module):
         Raises:
             ValueError: If the noise does not fit the model, or ``num_steps`` is not positive.
         """
-        batch = prefix.pad_mask.shape[0]
-        expected = (batch, self.config.action_horizon, self.config.action_dim)
-        if tuple(noise.shape) != expected:
-            raise ValueError(f"noise has shape {tuple(noise.shape)}; this model and batch need {expected}")
-        times = euler_times(num_steps)
-        step = float(np.float32(-1.0 / num_steps))
-        cache = self.encode_prefix(prefix) if isinstance(prefix, Prefix) else prefix
-        x = noise.float()
-        for index, time in enumerate(times):
-            with denoise_step(index, num_steps):
-                x = x + step * self.velocity(x, x.new_full((batch,), time), cache)
-        return x
+        expected = (prefix.pad_mask.shape[0], self.config.action_horizon, self.config.action_dim)
+        check_sampling(noise, expected, num_steps)
+        cache = self.encode_prefix(prefix, last_hidden=False) if isinstance(prefix, Prefix) else prefix
+        return deque(self.denoise(cache, noise, num_steps), maxlen=1)[0].actions
+
+    def denoise(self, cache: PrefixCache, noise: Tensor, num_steps: int) -> Iterator[EulerStep]:
+        """The steps of ``sample_actions``, one by one, with the same arguments."""
+        suffix, step = self._suffix(cache, noise.shape[1]), float(np.float32(-1.0 / num_steps))
+        conditions = self.step_conditions(num_steps)
+        return integrate(noise, num_steps, step, lambda x, index: self._velocity(x, conditions[index], cache, suffix))
+
+    def step_conditions(self, num_steps: int) -> tuple[StepCondition, ...]:
+        """``condition`` of every step, one row for the whole batch; kept until a weight changes (see StepTables)."""
+        norms = [
+            norm for layer in self.expert.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+        ]
+        sources = [self.time_mlp_in, self.time_mlp_out, self.expert.norm, *norms]
+        return self._tables.get(num_steps, sources, lambda: self._step_conditions(num_steps))
+
+    def forget_step_tables(self) -> None:
+        """Forget what was kept per denoise step; needed only after a write through ``parameter.data``."""
+        self._tables.clear()
+
+    def train(self, mode: bool = True) -> Pi05:
+        """``nn.Module.train``; also forgets what was kept per denoise step."""
+        self.forget_step_tables()
+        return super().train(mode)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """``nn.Module.load_state_dict`` that also takes the key list of official files (see TIED_KEYS, UNUSED_KEYS)."""
         return super().load_state_dict(canonical_state_dict(state_dict), strict=strict, assign=assign)
+
+    def _step_conditions(self, num_steps: int) -> tuple[StepCondition, ...]:
+        device = self.action_in_proj.weight.device
+        conditions = []
+        for index, time in enumerate(euler_times(num_steps)):
+            with denoise_step(index, num_steps):
+                conditions.append(self.condition(torch.full((1,), time, dtype=torch.float32, device=device)))
+        return tuple(conditions)
+
+    def _velocity(self, x_t: Tensor, condition: StepCondition, cache: PrefixCache, suffix: _Suffix) -> Tensor:
+        hidden = self._expert(x_t, condition, cache, suffix)
+        return self.action_out_proj(hidden.to(self.action_out_proj.weight.dtype)).float()
+
+    def _expert(self, x_t: Tensor, condition: StepCondition, cache: PrefixCache, suffix: _Suffix) -> Tensor:
+        x = self.action_in_proj(x_t.to(self.action_in_proj.weight.dtype)).to(cache.keys[0].dtype)
+        past = zip(cache.keys, cache.values, strict=True)
+        for layer, modulation, keys_values in zip(self.expert.layers, condition.layers, past, strict=True):
+            x, _, _ = layer(x, suffix.rotary, suffix.mask, modulation, keys_values)
+        return self.expert.norm(x, condition.final)[0]
+
+    def _suffix(self, cache: PrefixCache, horizon: int) -> _Suffix:
+        rotary = self._rotary(suffix_position_ids(cache.pad_mask, horizon))
+        return _Suffix(rotary, None if cache.complete else F.pad(cache.pad_mask, (0, horizon), value=True))
 
     def _rotary(self, position_ids: Tensor) -> Rotary:
         return rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta)
@@ -270,28 +288,6 @@ def canonical_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         if other in kept:
             kept[name] = kept.pop(other)
     return kept
-
-
-def euler_times(num_steps: int) -> list[float]:
-    """Times at which the velocity is evaluated: accumulated in float32 from 1 downwards, as the reference does.
-
-    The rounding counts: exact times would move the actions by 1e-4 (the time embedding is that steep).
-
-    Raises:
-        ValueError: If ``num_steps`` is not positive.
-    """
-    if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
-    step, time, times = np.float32(-1.0 / num_steps), np.float32(1.0), []
-    for _ in range(num_steps):
-        times.append(float(time))
-        time = time + step
-    return times
-
-
-def suffix_position_ids(pad_mask: Tensor, horizon: int) -> Tensor:
-    """int64 ``[B, horizon]``: the chunk's positions come after the valid tokens of the prefix."""
-    return pad_mask.long().sum(dim=1, keepdim=True) + torch.arange(horizon, device=pad_mask.device)
 
 
 class _PaliGemmaWithExpert(nn.Module):
@@ -329,9 +325,11 @@ class _PaliGemmaModel(nn.Module):
         text: Tensor,
         text_mask: Tensor,
         state: Tensor | None,
+        skip_absent: bool,
     ) -> tuple[Tensor, Tensor]:
         """Tokens ``[B, N, lm_width]`` of all cameras and their mask ``[B, N]``."""
-        tokens, mask = self.vision_tower(images, image_masks, text, text_mask, state)
+        skip = {"skip_absent": skip_absent} if isinstance(self.vision_tower, SiglipVision) else {}
+        tokens, mask = self.vision_tower(images, image_masks, text, text_mask, state, **skip)
         if self.multi_modal_projector is not None:
             tokens = self.multi_modal_projector.linear(tokens)
         return tokens, mask

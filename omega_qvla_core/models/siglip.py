@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omega_qvla_core.errors import ConfigError
+from omega_qvla_core.models.layers import merge_heads, split_heads
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class SiglipVision(nn.Module):
         text: Tensor,
         text_mask: Tensor,
         state: Tensor | None,
+        skip_absent: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Tokens of all cameras, camera by camera.
 
@@ -84,6 +86,7 @@ class SiglipVision(nn.Module):
             text: Not used.
             text_mask: Not used.
             state: Not used.
+            skip_absent: Do not run the tower over absent cameras; their tokens are then zeros.
 
         Returns:
             Tokens ``[B, cameras * num_patches, width]`` and their mask, bool ``[B, cameras * num_patches]``.
@@ -96,10 +99,19 @@ class SiglipVision(nn.Module):
             if tuple(image.shape[1:]) != (3, size, size):
                 raise ValueError(f"image {index} has shape {tuple(image.shape)}; it must be [B, 3, {size}, {size}]")
         stacked = torch.stack(tuple(images), dim=1)
-        tokens = self.vision_model(stacked.flatten(0, 1))
-        tokens = tokens.view(stacked.shape[0], -1, self.config.width)
-        mask = torch.stack(tuple(image_masks), dim=1).repeat_interleave(self.config.num_patches, dim=1)
-        return tokens, mask
+        present = torch.stack(tuple(image_masks), dim=1)
+        mask = present.repeat_interleave(self.config.num_patches, dim=1)
+        if not skip_absent or bool(present.all()):
+            tokens = self.encode(stacked.flatten(0, 1))
+        else:
+            seen = self.encode(stacked[present])
+            tokens = seen.new_zeros(present.numel(), *seen.shape[1:])
+            tokens[present.flatten()] = seen
+        return tokens.view(stacked.shape[0], -1, self.config.width), mask
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Tokens ``[N, num_patches, width]`` of images ``[N, 3, image_size, image_size]``; N may be 0."""
+        return self.vision_model(images)
 
 
 class _VisionModel(nn.Module):
@@ -151,13 +163,10 @@ class _SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        split = (batch, length, self.num_heads, width // self.num_heads)
         queries, keys, values = (
-            projection(x).view(split).transpose(1, 2) for projection in (self.q_proj, self.k_proj, self.v_proj)
+            split_heads(projection(x), self.num_heads) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = F.scaled_dot_product_attention(queries, keys, values)
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
+        return self.out_proj(merge_heads(F.scaled_dot_product_attention(queries, keys, values)))
 
 
 class _MLP(nn.Module):

@@ -45,32 +45,20 @@ def embed(model: Pi05, inputs: dict[str, torch.Tensor], case: str):
     images = [inputs[f"{case}.image_{camera}"] for camera in range(3)]
     masks = [inputs[f"{case}.image_mask_{camera}"] for camera in range(3)]
     tokens, token_mask = inputs[f"{case}.tokens"], inputs[f"{case}.token_mask"]
-    return model.embed_prefix(images, masks, tokens, token_mask, inputs[f"{case}.state"])
+    return model.embed_prefix(images, masks, tokens, token_mask, inputs[f"{case}.state"], drop_masked=False)
 
 
 def run_steps(model: Pi05, cache: PrefixCache, noise: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
-    """Every recorded tensor of one integration, taken from calls that ``sample_actions`` makes itself."""
-    calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    velocity = model.velocity
-
-    def recorded(x_t: torch.Tensor, time: torch.Tensor, cache: PrefixCache) -> torch.Tensor:
-        v_t = velocity(x_t, time, cache)
-        calls.append((x_t, time, v_t))
-        return v_t
-
-    model.velocity = recorded
-    try:
-        actions = model.sample_actions(cache, noise, steps)
-    finally:
-        del model.velocity
-    times = torch.stack([time[0] for _, time, _ in calls])
+    """Every recorded tensor of one integration."""
+    done = list(model.denoise(cache, noise, steps))
+    times = torch.tensor(euler_times(steps))
     return {
         "time": times,
         "time_emb": model.time_embedding(times),
         "adarms_cond": model.time_condition(times),
-        "v_t": torch.stack([v_t for _, _, v_t in calls]),
-        "x_t": torch.stack([*(x_t for x_t, _, _ in calls[1:]), actions]),
-        "actions": actions,
+        "v_t": torch.stack([step.velocity for step in done]),
+        "x_t": torch.stack([step.actions for step in done]),
+        "actions": model.sample_actions(cache, noise, steps),
     }
 
 
