@@ -10,6 +10,7 @@ import fnmatch
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from omega_qvla_core.errors import ConfigError
@@ -152,6 +153,23 @@ class Recipe:
         if name not in PRESETS:
             raise ConfigError(unknown_name("recipe", name, PRESETS))
         return PRESETS[name]
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Recipe:
+        """A preset by name, or a recipe from a ``.json`` file.
+
+        Raises:
+            ConfigError: No such preset, the file is missing, or its content is not a valid recipe.
+        """
+        path = Path(name_or_path)
+        if path.suffix != ".json":
+            return cls.preset(str(name_or_path))
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the recipe file {path} cannot be read: {error}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
     def resolve(self, linear: str, side: str) -> SideRecipe:
         """The recipe of one linear: its side's, with every matching override."""

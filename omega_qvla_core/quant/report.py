@@ -71,13 +71,16 @@ class ActionError:
 
     Attributes:
         observations: How many.
-        relative: ``|a' - a| / |a|`` over the model's normalised actions.
+        relative: ``|a' - a| / |a|`` over the model's normalised actions, all observations together.
+        median: Median over the observations of the same ratio. Where a policy is undecided between two plans, the
+            smallest change flips it, and a few such observations dominate ``relative``.
         rms: Root mean square difference, normalised units.
         largest: Largest difference, normalised units.
     """
 
     observations: int
     relative: float
+    median: float
     rms: float
     largest: float
 
@@ -139,7 +142,8 @@ class QuantReport:
         if self.actions is not None:
             a = self.actions
             lines.append(
-                f"Action error over {a.observations} observations: relative {a.relative:.4f}, rms {a.rms:.4f}."
+                f"Action error over {a.observations} observations: relative {a.relative:.4f} (median per observation "
+                f"{a.median:.4f}), rms {a.rms:.4f}, largest {a.largest:.3f}."
             )
         lines += ["", "| site | rows x columns | bits | error | bytes | notes |", "|---|---|---|---|---|---|"]
         for site in self.sites:
@@ -177,12 +181,22 @@ def report(policy: Policy, actions: ActionError | None = None) -> QuantReport:
     )
 
 
+def in_scope_bytes(policy: Policy) -> int:
+    """Bytes of the in-scope linears: as stored with every table counted, as float16 where they are not quantized."""
+    model = policy.model
+    stored = sum(tensor.numel() * tensor.element_size() for site in quantized_sites(model) for tensor in site.buffers())
+    left = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and linear_side(name)]
+    return stored + sum(tensor.numel() for m in left for tensor in m.parameters()) * _HALF_BYTES
+
+
 def compare_actions(ours: Tensor, theirs: Tensor) -> ActionError:
     """Action error of quantized actions ``ours`` against ``theirs``, both ``[N, horizon, action width]``."""
-    difference = (ours - theirs).double()
+    difference, theirs = (ours - theirs).double().flatten(1), theirs.double().flatten(1)
+    ratios = difference.norm(dim=1) / theirs.norm(dim=1).clamp_min(1e-30)
     return ActionError(
         observations=ours.shape[0],
-        relative=float(difference.norm() / theirs.double().norm().clamp_min(1e-30)),
+        relative=float(difference.norm() / theirs.norm().clamp_min(1e-30)),
+        median=float(ratios.median()),
         rms=float(difference.square().mean().sqrt()),
         largest=float(difference.abs().max()),
     )

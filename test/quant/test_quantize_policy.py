@@ -13,6 +13,7 @@ from omega_qvla_core.errors import ConfigError, QuantizationError, StepContextEr
 from omega_qvla_core.policy_types import Observation
 from omega_qvla_core.quant import PRESETS, Override, QuantizedLinear, Recipe, find_sites, quantize_policy, report
 from omega_qvla_core.quant.linear import quantized_sites
+from omega_qvla_core.quant.report import compare_actions, in_scope_bytes
 from omega_qvla_core.quant.scope import linear_side
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -116,6 +117,11 @@ def test_bytes_count_every_table(executable):
     assert result.saved == pytest.approx(1 - stored / result.fp16_bytes) and result.saved > 0.7
     assert 0 < result.whole_saved < result.saved
     assert result.resident_bytes > stored
+    assert in_scope_bytes(quantized) == stored
+
+
+def test_linears_that_stay_count_as_float16(policy, executable):
+    assert in_scope_bytes(policy) == executable[1].fp16_bytes
 
 
 def test_the_report_has_errors_per_step_and_can_be_written(executable):
@@ -125,6 +131,18 @@ def test_the_report_has_errors_per_step_and_can_be_written(executable):
     assert data["actions"]["observations"] == 8
     assert "layers.1.mlp.down" in result.to_markdown()
     assert report(quantized).sites == result.sites
+
+
+def test_action_error_over_all_and_per_observation():
+    theirs = torch.ones(3, 2, 2)
+    ours = theirs.clone()
+    ours[0] += 0.1
+    ours[2] += 3.0
+    found = compare_actions(ours, theirs)
+    assert found.observations == 3
+    assert found.median == pytest.approx(0.1)
+    assert found.largest == pytest.approx(3.0)
+    assert found.relative == pytest.approx(((0.01 + 9.0) / 3) ** 0.5)
 
 
 def test_progress_is_reported(policy, calibration_observations):

@@ -118,3 +118,16 @@ def test_the_published_recipe_leaves_its_action_head_static():
     assert recipe.action_head == Recipe.preset("paper_w4a4").action_head
     with pytest.raises(ConfigError, match="token_group"):
         with_activations(recipe, "token_groups")
+
+
+def test_a_recipe_loads_by_name_or_from_a_file(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"schema_version": 1, "name": "mine", "language": {"weight_bits": 8}}))
+    assert Recipe.load(path).language.weight_bits == 8
+    assert Recipe.load("w4a8") == Recipe.preset("w4a8")
+    for bad, message in ((tmp_path / "missing.json", "missing.json"), ("w4a9", "did you mean")):
+        with pytest.raises(ConfigError, match=message):
+            Recipe.load(bad)
+    path.write_text('{"schema_version": 1}')
+    with pytest.raises(ConfigError, match="mine.json.*name"):
+        Recipe.load(path)
