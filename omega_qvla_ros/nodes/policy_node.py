@@ -34,6 +34,7 @@ from omega_qvla_core.errors import ConfigError, ObservationError, OmegaQVLAError
 from omega_qvla_ros import msgs
 from omega_qvla_ros.motion import HOLD_REPEATS
 from omega_qvla_ros.nodes import diagnostics, loading, parameters
+from omega_qvla_ros.nodes.logging_bridge import forward_logging
 from omega_qvla_ros.session import PolicySession
 from omega_qvla_ros.trajectory import JointTrajectory
 
@@ -380,6 +381,7 @@ def main(args: list[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda caught, _: stopping.append(caught))
     node = PolicyNode()
+    forward_logging(node.get_logger())
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
