@@ -8,10 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from omega_qvla_core.checkpoints.foundation import FoundationDescription
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.models.keypoint_vision import KeypointConfig
 from omega_qvla_core.models.pi05_config import Pi05Config
-from omega_qvla_core.policy_types import PolicySpec
+from omega_qvla_core.policy_types import Observation, PolicySpec
 from omega_qvla_core.processing.normalization import NormStats
 from omega_qvla_core.processing.policy_config import PolicyConfig
 from omega_qvla_core.processing.policy_processor import PolicyProcessor
@@ -98,8 +101,15 @@ class PolicyDescription:
             quantization=quantization,
         )
 
+    def blank_observation(self) -> Observation:
+        """An observation that every check accepts: grey images, the statistics' centre."""
+        images = {
+            camera.key: np.full((camera.height, camera.width, 3), 127, np.uint8) for camera in self.policy.cameras
+        }
+        return Observation(images, self.stats.state.centre, self.tokenizer.words[0])
 
-def read_description(folder: Path) -> PolicyDescription:
+
+def read_description(folder: Path) -> PolicyDescription | FoundationDescription:
     """Read the three files of a checkpoint or pack folder.
 
     Raises:
@@ -110,6 +120,9 @@ def read_description(folder: Path) -> PolicyDescription:
     config = read_json(config_path, "the policy's configuration")
     keys = ("format_version", "family", "name", "model", "policy")
     try:
+        if isinstance(config, dict) and "robot" in config:
+            # A public checkpoint that was saved in our own layout.
+            return FoundationDescription.read(folder, config)
         config = check_keys(config, keys, (), CONFIG_FILE)
         for key, known in (("format_version", FORMAT_VERSION), ("family", FAMILY)):
             if config[key] != known:
@@ -127,8 +140,11 @@ def read_description(folder: Path) -> PolicyDescription:
         raise ConfigError(f"{folder}: {error}") from error
 
 
-def write_description(description: PolicyDescription, folder: Path) -> None:
+def write_description(description: PolicyDescription | FoundationDescription, folder: Path) -> None:
     """Write the three files into an existing folder."""
+    if isinstance(description, FoundationDescription):
+        description.write(folder)
+        return
     config = {
         "format_version": FORMAT_VERSION,
         "family": FAMILY,

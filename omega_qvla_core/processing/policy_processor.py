@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ MAX_ASPECT_ERROR = 0.01
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """A batch of B observations for ``Pi05.embed_prefix``.
+    """A batch of B observations for ``embed_prefix`` of any family.
 
     Attributes:
         images: Per camera float32 ``[B, 3, H, W]`` in [-1, 1].
@@ -37,6 +38,7 @@ class ModelInputs:
         token_mask: bool ``[B, L]``.
         state: float32 ``[B, state]``, normalised.
         measured: float64 ``[B, state]`` in physical units, for ``PolicyProcessor.targets``. Stays on the CPU.
+        embodiment: Projector index per row, for families with several embodiments. None for the others.
     """
 
     images: list[Tensor]
@@ -45,6 +47,12 @@ class ModelInputs:
     token_mask: Tensor
     state: Tensor
     measured: np.ndarray
+    embodiment: tuple[int, ...] | None = None
+
+    def embed(self, model: Any) -> Any:
+        """The model's prefix of these observations: ``model.embed_prefix`` with everything that its family reads."""
+        extra = {} if self.embodiment is None else {"embodiment": self.embodiment}
+        return model.embed_prefix(self.images, self.image_masks, self.tokens, self.token_mask, self.state, **extra)
 
 
 class PolicyProcessor:

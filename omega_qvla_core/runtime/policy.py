@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from omega_qvla_core.checkpoints.description import PolicyDescription
 from omega_qvla_core.checkpoints.folder import is_pack, load_checkpoint, resolve_folder, save_checkpoint
+from omega_qvla_core.checkpoints.layouts import detect
+from omega_qvla_core.checkpoints.loading import Description, load_foundation, read_headers
+from omega_qvla_core.checkpoints.strict_loading import compute_dtype
 from omega_qvla_core.errors import CheckpointError, ConfigError
 from omega_qvla_core.policy_types import ActionChunk, Observation
+from omega_qvla_core.processing.robot_setup import RobotSetup
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +26,7 @@ class Policy:
     """A model with its processing.
 
     Args:
-        model: A ``Pi05``, or one whose linears the quantizer replaced.
+        model: A ``Pi05`` or ``Gr00tN15``, or one whose linears the quantizer replaced.
         description: Configuration, statistics and vocabulary that belong to it.
         device: Where to compute, such as ``cpu`` or ``cuda``.
         quantization: Name of the recipe, ``none`` for unquantized weights.
@@ -42,7 +45,7 @@ class Policy:
     def __init__(
         self,
         model: nn.Module,
-        description: PolicyDescription,
+        description: Description,
         device: str | torch.device = "cpu",
         quantization: str = "none",
     ) -> None:
@@ -53,22 +56,44 @@ class Policy:
         self.spec = description.spec(quantization)
 
     @classmethod
-    def load(cls, path_or_name: str | Path, device: str | torch.device = "cpu") -> Policy:
-        """Load a checkpoint folder, a quantized pack folder, or a policy that comes with the package.
+    def load(
+        cls,
+        path_or_name: str | Path,
+        device: str | torch.device = "cpu",
+        *,
+        robot: RobotSetup | str | Path | None = None,
+        tokenizer: Path | None = None,
+        dtype: str = "float32",
+    ) -> Policy:
+        """Load any checkpoint folder: our own, a quantized pack, openpi's, LeRobot's or NVIDIA's.
+
+        Args:
+            path_or_name: Folder, or the name of a policy that comes with the package.
+            device: Where to compute.
+            robot: For public checkpoints, what their files do not say: a setup, the name of a known one, or a JSON
+                file. None: ``omega_qvla.json`` beside the weights.
+            tokenizer: For public checkpoints, file or folder of the tokenizer. None: the checkpoint's folder.
+            dtype: ``float32``, or ``bfloat16`` for public checkpoints.
 
         Raises:
             CheckpointError: If the folder is missing or incomplete; shipped names are listed.
             ConfigError: If a configuration file is not valid, or the device does not exist.
             PackError: If a quantized pack is damaged.
         """
-        folder = resolve_folder(path_or_name)
+        folder, target, computed = resolve_folder(path_or_name), _device(device), compute_dtype(dtype)
         if is_pack(folder):
             # The quantizer is needed for packs only, and it builds on this class.
             from omega_qvla_core.quant.pack import load_pack
 
             return load_pack(folder, device=device)
-        description, model = load_checkpoint(folder)
-        return cls(model, description, device)
+        found = detect(folder)
+        if found.layout == "omega_qvla" and "robot" not in found.config:
+            if computed != torch.float32:
+                raise ConfigError(f"{folder} computes in float32; dtype is for public checkpoints")
+            description, model = load_checkpoint(folder)
+        else:
+            description, model = load_foundation(read_headers(folder, robot, tokenizer), computed)
+        return cls(model, description, target)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that ``load`` reads: a checkpoint, or a pack if the policy is quantized."""
@@ -116,9 +141,7 @@ class Policy:
         """
         inputs = self.processor.prepare(observations, self.device)
         start = self.noise(len(observations), seeds) if noise is None else self._given_noise(noise, len(observations))
-        prefix = self.model.embed_prefix(
-            inputs.images, inputs.image_masks, inputs.tokens, inputs.token_mask, inputs.state
-        )
+        prefix = inputs.embed(self.model)
         actions = self.model.sample_actions(prefix, start.to(self.device), self.spec.num_steps)
         targets = self.processor.targets(actions.cpu().numpy(), inputs.measured)
         period_s = 1.0 / self.spec.control_hz
@@ -145,7 +168,7 @@ class Policy:
         Raises:
             CheckpointError: If the weights give values that are not finite.
         """
-        blank = self._blank_observation()
+        blank = self.description.blank_observation()
         self.infer(blank)
         started = time.perf_counter()
         chunk = self.infer(blank)
@@ -154,10 +177,6 @@ class Policy:
             raise CheckpointError(f"{self.spec.name} plans values that are not finite; its weights are damaged")
         logger.info("policy %s plans one chunk in %.0f ms", self.spec.name, elapsed_s * 1e3)
         return elapsed_s
-
-    def _blank_observation(self) -> Observation:
-        images = {camera.key: np.full((camera.height, camera.width, 3), 127, np.uint8) for camera in self.spec.cameras}
-        return Observation(images, self.description.stats.state.centre, self.description.tokenizer.words[0])
 
     def _noise_shape(self) -> tuple[int, int]:
         return self.description.model.action_horizon, self.description.model.action_dim
