@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from omega_qvla_core.commands import evaluate, quantize, tabletop, train
+from omega_qvla_core.commands import check, evaluate, quantize, tabletop, train
 from omega_qvla_core.commands.console import setup_logging
 
 app = typer.Typer(
@@ -12,6 +12,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     help="Ω-QVLA: quantize, pack, evaluate and train vision-language-action policies.",
 )
+app.add_typer(check.app, name="check")
 app.add_typer(tabletop.app, name="tabletop")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")

@@ -74,7 +74,10 @@ class HeadAttention(nn.Module):
         x = as_input_of(self.to_q, x)
         queries = split_heads(self.to_q(x), self.num_heads)
         keys, values = self.keys_values(x) if context is None else context
-        return self.to_out[0](merge_heads(F.scaled_dot_product_attention(queries, keys, values)))
+        # A quantized linear may give another type than its neighbours.
+        mixed = F.scaled_dot_product_attention(queries, keys.to(queries.dtype), values.to(queries.dtype))
+        mixed = merge_heads(mixed)
+        return self.to_out[0](as_input_of(self.to_out[0], mixed))
 
 
 class _GeluLinear(nn.Module):
@@ -149,8 +152,10 @@ class TimestepEncoder(nn.Module):
     def forward(self, timestep: Tensor) -> Tensor:
         """int64 ``[B]`` -> ``[B, width]``."""
         half = TIME_CHANNELS // 2
-        # Divided by half - 1, unlike the action encoder's.
-        angles = _angles(timestep, half, half - 1)
+        # Divided by half - 1, unlike the action encoder's. Angles reach 1000 rad, so that even the order of the float32
+        # operations counts: both functions keep the official one.
+        steps = torch.arange(half, dtype=torch.float32, device=timestep.device)
+        angles = _angles(timestep, -math.log(LONGEST_PERIOD) * steps / (half - 1))
         channels = torch.cat((angles.cos(), angles.sin()), dim=-1)
         first, second = self.timestep_embedder.linear_1, self.timestep_embedder.linear_2
         return second(F.silu(first(as_input_of(first, channels))))
@@ -205,7 +210,8 @@ class DiT(nn.Module):
 
 def action_time_features(timestep: Tensor, width: int) -> Tensor:
     """Sines, then cosines of timesteps int64 ``[B]``, float32 ``[B, width]``, for the action encoder."""
-    angles = _angles(timestep, width // 2, width // 2)
+    steps = torch.arange(width // 2, dtype=torch.float32, device=timestep.device)
+    angles = _angles(timestep, -steps * (math.log(LONGEST_PERIOD) / (width // 2)))
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
@@ -215,6 +221,5 @@ def as_input_of(linear: nn.Module, x: Tensor) -> Tensor:
     return x if weight is None else x.to(weight.dtype)
 
 
-def _angles(timestep: Tensor, count: int, divisor: int) -> Tensor:
-    exponent = torch.arange(count, dtype=torch.float32, device=timestep.device) * (-math.log(LONGEST_PERIOD) / divisor)
-    return timestep.float()[:, None] * exponent.exp()
+def _angles(timestep: Tensor, exponents: Tensor) -> Tensor:
+    return timestep.float()[:, None] * exponents.exp()

@@ -24,7 +24,7 @@ class EmbodimentLinear(nn.Module):
         if len(set(embodiment)) == 1:
             return x @ self.W[embodiment[0]] + self.b[embodiment[0]]
         index = torch.tensor(embodiment, device=self.W.device)
-        return torch.baddbmm(self.b[index][:, None], x, self.W[index])
+        return torch.bmm(x, self.W[index]) + self.b[index][:, None]
 
 
 class EmbodimentMLP(nn.Module):

@@ -123,7 +123,8 @@ class _VisionModel(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.embeddings(images)
+        # Embeddings may be kept in float32 under a bfloat16 tower.
+        x = self.embeddings(images).to(self.post_layernorm.weight.dtype)
         for layer in self.encoder.layers:
             x = layer(x)
         return self.post_layernorm(x)
