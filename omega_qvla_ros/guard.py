@@ -82,9 +82,9 @@ class MotionGuard:
             targets: ``[N, joints]``, already blended.
 
         Returns:
-            ``head`` followed by N knots. Positions are within the position limits (or move inwards where the arm
-            started outside), the speed of the cubic through them is nowhere above the velocity limit, and the last
-            velocity can be braked before the position limit. The end point is not added here.
+            ``head`` followed by at least N knots. Positions are within the position limits (or move inwards where the
+            arm started outside), the speed of the cubic through them is nowhere above the velocity limit, and the
+            last velocity can be braked before the position limit. The end point is not added here.
 
         Raises:
             ChunkRejected: kind ``position``, ``jump``, ``velocity``.
@@ -92,7 +92,18 @@ class MotionGuard:
         targets = self._limit_position(targets, head.positions[-1])
         self._check_jumps(head, times_ns, targets)
         plan = self._limit_velocity(head, times_ns, targets)
-        self._check_turning(plan, len(head.times_ns) - 1)
+        first = len(head.times_ns) - 1
+        swinging = self._swings_out(plan, first)
+        if swinging.any():
+            outward = np.where(head.velocities[-1] > 0.0, self.limits.position_max, self.limits.position_min)
+            targets[0] = np.where(swinging, outward, targets[0])
+            plan = self._limit_velocity(head, times_ns, targets)
+            for joint in np.flatnonzero(swinging):
+                plan = self._stop_at(plan, first, int(times_ns[0]), int(joint), float(outward[joint]))
+            outside = self._swings_out(plan, first)
+            if outside.any():
+                name = self._names[int(np.flatnonzero(outside)[0])]
+                self._reject("position", f"joint {name!r} is too fast to turn before its position limit")
         return plan
 
     def _limit_position(self, targets: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -168,16 +179,35 @@ class MotionGuard:
             positions[k + 1] = positions[k] + np.clip(target - positions[k], -max_steps[k], max_steps[k])
         return positions
 
-    def _check_turning(self, plan: Plan, first: int) -> None:
-        """The first new segment keeps the arm's present velocity; it must not swing past a position limit."""
+    def _swings_out(self, plan: Plan, first: int) -> np.ndarray:
+        """bool ``[joints]``: the arm keeps its present speed at knot ``first`` and so swings past a position limit."""
         start = plan.positions[first]
         low, high = segment_ranges(plan.times_ns[first:], plan.positions[first:], plan.velocities[first:])
         lowest = np.minimum(self.limits.position_min, start) - _TOLERANCE
         highest = np.maximum(self.limits.position_max, start) + _TOLERANCE
-        outside = ((low < lowest) | (high > highest)).any(axis=0)
-        if outside.any():
-            name = self._names[int(np.flatnonzero(outside)[0])]
-            self._reject("position", f"joint {name!r} is too fast to turn before its position limit")
+        return ((low < lowest) | (high > highest)).any(axis=0)
+
+    @staticmethod
+    def _stop_at(plan: Plan, first: int, before_ns: int, joint: int, limit: float) -> Plan:
+        """Insert a knot at which a joint that moves towards its limit has come to rest there.
+
+        Constant deceleration takes ``2 distance / speed``; if that is after ``before_ns`` nothing has to be done. The
+        other joints go on as before, because cutting a cubic does not change it.
+        """
+        speed = abs(float(plan.velocities[first, joint]))
+        distance = abs(limit - float(plan.positions[first, joint]))
+        if 2.0 * distance >= speed * float(seconds(before_ns - plan.times_ns[first])):
+            return plan
+        stop_ns = int(plan.times_ns[first]) + max(nanoseconds(2.0 * distance / speed), 1)
+        k = int(np.searchsorted(plan.times_ns, stop_ns, side="left"))
+        rest = k + 1 if plan.times_ns[k] == stop_ns else k
+        position, velocity = plan.sample(stop_ns)
+        position[joint], velocity[joint] = limit, 0.0
+        return Plan(
+            times_ns=np.concatenate([plan.times_ns[:k], [stop_ns], plan.times_ns[rest:]]).astype(np.int64),
+            positions=np.vstack([plan.positions[:k], position, plan.positions[rest:]]),
+            velocities=np.vstack([plan.velocities[:k], velocity, plan.velocities[rest:]]),
+        )
 
     def _reject(self, kind: str, message: str) -> None:
         self.counters.rejected[kind] += 1

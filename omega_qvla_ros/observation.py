@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from omega_qvla_core.errors import ObservationError
 from omega_qvla_core.policy_types import Observation
 from omega_qvla_ros.contract import PolicyBinding, RobotContract
 from omega_qvla_ros.splines import nanoseconds, seconds
@@ -278,16 +277,3 @@ class ObservationBuffer:
 
 def _nearest(history: deque[tuple[int, Any]], stamp_ns: int) -> tuple[int, Any]:
     return min(reversed(history), key=lambda sample: abs(sample[0] - stamp_ns))
-
-
-def require_image_size(key: str, height: int, width: int, min_height: int, min_width: int) -> None:
-    """Refuse an image smaller than the network's.
-
-    Raises:
-        ObservationError: Naming the camera and both sizes.
-    """
-    if height < min_height or width < min_width:
-        raise ObservationError(
-            f"camera {key!r} gives {width}x{height} px, the policy needs at least {min_width}x{min_height}; "
-            "raise the camera's resolution"
-        )

@@ -21,6 +21,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -326,7 +327,8 @@ def run_episodes(
 
 def main(args: list[str] | None = None) -> None:
     """Run the episodes that the parameters ask for; exits with 1 if they could not be run."""
-    rclpy.init(args=args)
+    # Python's own Ctrl-C: the nodes that are asked to stop need a context that still works.
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     settings = Node("episode_runner_node")
     logger = settings.get_logger()
     try:

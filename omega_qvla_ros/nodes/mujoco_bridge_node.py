@@ -1,7 +1,8 @@
 """``mujoco_bridge_node``: the tabletop simulation as a robot on ROS topics, controller included.
 
-Publishes cameras, joint states and ``/clock``, executes ``joint_trajectory`` by the rules of a stock
-joint_trajectory_controller, resets on ``~/reset`` and judges episodes.
+Publishes ``<camera>/image_raw`` and ``camera_info``, ``joint_states`` and ``/clock``, executes ``joint_trajectory`` by
+the rules of a stock joint_trajectory_controller, resets on ``~/reset`` (std_srvs/Trigger; reads ``seed`` and ``task``)
+and judges episodes: ``episode_result`` is a std_msgs/String with JSON.
 
 Threads: physics, rendering and all publishing run on the main thread, because an OpenGL context belongs to one
 thread; the executor spins on a second one and hands over trajectories and reset requests under a lock.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import threading
 import time
 from collections import Counter
@@ -25,7 +25,6 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
-from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import String
@@ -45,7 +44,7 @@ from omega_qvla_core.envs.tabletop import (
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_ros import msgs
 from omega_qvla_ros.jtc import TrajectoryExecutor
-from omega_qvla_ros.nodes import diagnostics, parameters
+from omega_qvla_ros.nodes import diagnostics, parameters, process
 from omega_qvla_ros.splines import NS_PER_S, nanoseconds, seconds
 from omega_qvla_ros.stats import TickMonitor
 
@@ -85,7 +84,7 @@ class Episode:
 
 
 class MujocoBridgeNode(Node):
-    """See the module's text. Interfaces: ``docs/ros_interfaces.md`` and ``config/mujoco_bridge_node.yaml``."""
+    """See the module's text; parameters with their comments: ``config/mujoco_bridge_node.yaml``."""
 
     def __init__(self, node_name: str = "mujoco_bridge_node", **kwargs: object) -> None:
         super().__init__(node_name, **kwargs)
@@ -333,16 +332,7 @@ def _open_viewer(env: TabletopEnv) -> object:
 
 def main(args: list[str] | None = None) -> None:
     """Run the simulation until SIGINT or SIGTERM; exits with 0."""
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    stopping: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda caught, _: stopping.append(caught))
-    try:
-        node = MujocoBridgeNode()
-    except ConfigError as error:
-        rclpy.logging.get_logger("mujoco_bridge_node").fatal(str(error))
-        rclpy.try_shutdown()
-        raise SystemExit(1) from error
+    node, stopping = process.start(args, "mujoco_bridge_node", MujocoBridgeNode)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     spinner = threading.Thread(target=_spin, args=(executor,), name="executor", daemon=True)

@@ -2,13 +2,15 @@
 
 configure loads, checks and warms up; activate opens the gate; deactivate sends a decelerating hold and closes it.
 
+Subscribes the contract's camera topics and ``joint_states``, and ``~/instruction``; publishes ``joint_trajectory``
+and ``/diagnostics``; serves ``~/start``, ``~/stop``, ``~/restart``, ``~/reset_fault`` (std_srvs/Trigger).
+
 Threads: everything runs on the executor's thread except inference, which has one worker thread of its own. Sensor
 callbacks check a header and store a message; the control timer sends the window. Neither waits for anything.
 """
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 import traceback
@@ -24,7 +26,6 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -32,8 +33,9 @@ from trajectory_msgs.msg import JointTrajectory as JointTrajectoryMsg
 
 from omega_qvla_core.errors import ConfigError, ObservationError, OmegaQVLAError
 from omega_qvla_ros import msgs
+from omega_qvla_ros.guard import SafetyState, State
 from omega_qvla_ros.motion import HOLD_REPEATS
-from omega_qvla_ros.nodes import diagnostics, loading, parameters
+from omega_qvla_ros.nodes import diagnostics, loading, parameters, process
 from omega_qvla_ros.nodes.logging_bridge import forward_logging
 from omega_qvla_ros.session import PolicySession
 from omega_qvla_ros.trajectory import JointTrajectory
@@ -69,7 +71,7 @@ SPIN_S = 0.2
 
 
 class PolicyNode(LifecycleNode):
-    """See the module's text. Interfaces: ``docs/ros_interfaces.md`` and ``config/policy_node.yaml``."""
+    """See the module's text; parameters with their comments: ``config/policy_node.yaml``."""
 
     def __init__(self, node_name: str = "policy_node", **kwargs: object) -> None:
         super().__init__(node_name, **kwargs)
@@ -84,13 +86,9 @@ class PolicyNode(LifecycleNode):
         # A steady clock: the report must come even when simulated time stands.
         self.create_timer(DIAGNOSTICS_PERIOD_S, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.create_subscription(String, "~/instruction", self._on_instruction, INSTRUCTION_QOS)
-        for name, action in (
-            ("start", self._on_start),
-            ("stop", self._on_stop),
-            ("restart", self._on_restart),
-            ("reset_fault", self._on_reset_fault),
-        ):
-            self.create_service(Trigger, f"~/{name}", action)
+        for action in (self._start, self._stop, self._restart, self._reset_fault):
+            name = action.__name__.lstrip("_")
+            self.create_service(Trigger, f"~/{name}", lambda _, response, action=action: self._answer(response, action))
         self._chunk_ready = self.create_guard_condition(self._on_chunk_ready)
         self._simulated = bool(self.get_parameter("use_sim_time").value)
         backwards = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
@@ -233,7 +231,8 @@ class PolicyNode(LifecycleNode):
         return msgs.image_to_rgb(message, key)
 
     def _on_image(self, key: str, message: Image) -> None:
-        if self._session is None or self._loaded is None:
+        now_ns = self._now()
+        if self._session is None or self._loaded is None or now_ns == 0:  # simulated time has not begun
             return
         size = self._loaded.image_size[key]
         try:
@@ -242,7 +241,6 @@ class PolicyNode(LifecycleNode):
             self._session.buffer.counters[f"{key}:undecodable"] += 1
             self.get_logger().error(f"image dropped: {error}", throttle_duration_sec=10.0)
             return
-        now_ns = self._now()
         dropped = self._session.buffer.add_image(key, message, msgs.stamp_to_ns(message.header.stamp), now_ns)
         if dropped == "future":
             self.get_logger().warning(
@@ -252,25 +250,29 @@ class PolicyNode(LifecycleNode):
         self._session.request(now_ns)
 
     def _on_joint_states(self, message: JointState) -> None:
-        if self._session is None:
+        now_ns = self._now()
+        if self._session is None or now_ns == 0:
             return
-        dropped = self._session.buffer.add_joints(
-            message.name, message.position, msgs.stamp_to_ns(message.header.stamp), self._now()
-        )
+        stamp_ns = msgs.stamp_to_ns(message.header.stamp)
+        dropped = self._session.buffer.add_joints(message.name, message.position, stamp_ns, now_ns)
         if dropped is not None and dropped.startswith("not_finite"):
             self.get_logger().error(f"joint state dropped, {dropped}", throttle_duration_sec=10.0)
 
     def _on_control_tick(self) -> None:
         now_ns = self._now()
-        if self._session is None or now_ns == 0:  # simulated time has not begun
+        if self._session is None or now_ns == 0:
             return
         state = self._session.safety.state
-        trajectory = self._session.step(now_ns)
-        if trajectory is not None:
-            self._publish(trajectory)
+        self._publish(self._session.step(now_ns))
         if self._session.safety.state is not state:
-            reasons = "; ".join(self._session.safety.reasons)
-            self.get_logger().info(f"{state.name} -> {self._session.safety.state.name} {reasons}")
+            self._log_state(state, self._session.safety)
+
+    def _log_state(self, before: State, safety: SafetyState) -> None:
+        text = f"{before.name} -> {safety.state.name}: {'; '.join(safety.reasons) or 'moving'}"
+        if safety.may_move:
+            self.get_logger().info(text)
+        else:
+            self.get_logger().warning(text)
 
     def _wake(self) -> None:
         """Called on the worker thread. A policy that hung may return when the node is gone."""
@@ -282,16 +284,15 @@ class PolicyNode(LifecycleNode):
     def _on_chunk_ready(self) -> None:
         """A chunk does not wait for the next control tick."""
         now_ns = self._now()
-        if self._session is not None and self._session.collect(now_ns):
-            trajectory = self._session.motion.tick(now_ns)
-            if trajectory is not None:
-                self._publish(trajectory)
-        if self._session is not None:
-            self._session.request(now_ns)
+        if self._session is None:
+            return
+        if self._session.collect(now_ns):
+            self._publish(self._session.motion.tick(now_ns))
+        self._session.request(now_ns)
 
-    def _publish(self, trajectory: JointTrajectory) -> None:
-        assert self._command is not None
-        self._command.publish(msgs.trajectory_to_msg(trajectory))
+    def _publish(self, trajectory: JointTrajectory | None) -> None:
+        if trajectory is not None and self._command is not None:
+            self._command.publish(msgs.trajectory_to_msg(trajectory))
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
         if self._session is not None:
@@ -320,35 +321,24 @@ class PolicyNode(LifecycleNode):
         self._session.scheduler.execution_horizon_steps = options.execution_horizon_steps
         self._session.scheduler.blend_time_s = options.blend_time_s
 
-    def _on_start(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        def start(session: PolicySession) -> str:
-            session.start(self._now())
-            return "started"
+    def _start(self, session: PolicySession) -> str:
+        session.start(self._now())
+        return "started"
 
-        return self._answer(response, start, must_be_active=True)
+    def _stop(self, session: PolicySession) -> str:
+        session.stop(self._now())
+        self._publish(session.motion.tick(self._now()))
+        return "stopped; ~/start begins anew"
 
-    def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        def stop(session: PolicySession) -> str:
-            session.stop(self._now())
-            self._on_control_tick()
-            return "stopped; ~/start begins anew"
+    def _restart(self, session: PolicySession) -> str:
+        session.restart(self._now())
+        return f"epoch {session.scheduler.epoch}"
 
-        return self._answer(response, stop)
+    def _reset_fault(self, session: PolicySession) -> str:
+        return "cleared: " + ("; ".join(session.reset_fault()) or "nothing")
 
-    def _on_restart(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        def restart(session: PolicySession) -> str:
-            session.restart(self._now())
-            return f"epoch {session.scheduler.epoch}"
-
-        return self._answer(response, restart)
-
-    def _on_reset_fault(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        return self._answer(response, lambda session: "cleared: " + ("; ".join(session.reset_fault()) or "nothing"))
-
-    def _answer(
-        self, response: Trigger.Response, action: Callable[[PolicySession], str], must_be_active: bool = False
-    ) -> Trigger.Response:
-        if self._session is None or (must_be_active and self._lifecycle != "active"):
+    def _answer(self, response: Trigger.Response, action: Callable[[PolicySession], str]) -> Trigger.Response:
+        if self._session is None or self._lifecycle != "active":
             response.success, response.message = False, "the node must be activated first (lifecycle)"
         else:
             response.success, response.message = True, action(self._session)
@@ -375,12 +365,8 @@ class PolicyNode(LifecycleNode):
 
 def main(args: list[str] | None = None) -> None:
     """Run the node until SIGINT or SIGTERM; then hold the arm, and exit with 0."""
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    stopping: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda caught, _: stopping.append(caught))
-    node = PolicyNode()
+    node, stopping = process.start(args, "policy_node", PolicyNode)
     forward_logging(node.get_logger())
     executor = SingleThreadedExecutor()
     executor.add_node(node)

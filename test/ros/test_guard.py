@@ -160,3 +160,16 @@ def test_success_in_between_resets_the_count() -> None:
         safety.policy_error("late", T0 + k * S)
         safety.policy_success()
     assert safety.state is State.HOLD
+
+
+def test_joint_that_is_fast_close_to_its_limit_stops_there_and_the_others_go_on() -> None:
+    """The plan that is being executed would have braked; the new one begins in the middle of that."""
+    position, velocity = np.array([[0.0, 0.0005]] * 2), np.array([[1.0, -0.2]] * 2)
+    position[0] -= velocity[0] * 0.05
+    head = Plan(np.array([T0 - PERIOD_NS, T0]), position, velocity)
+    plan = limit(guard(), ramp(0.0, 0.05, finger=0.0), head=head)
+    assert len(plan.times_ns) == 2 + 8 + 1
+    assert (
+        plan.times_ns[2] == T0 + 2 * 0.0005 / 0.2 * S and plan.positions[2, 1] == 0.0 and plan.velocities[2, 1] == 0.0
+    )
+    assert plan.velocities[2, 0] == pytest.approx(1.0)

@@ -166,6 +166,10 @@ odd = st.sampled_from([float("nan"), float("inf"), -1e300])
 actions = st.lists(
     st.tuples(st.one_of(st.floats(-1.6, 1.6), odd), st.one_of(st.floats(-0.02, 0.06), odd)), min_size=8, max_size=8
 )
+fast_to_the_limit = st.builds(
+    lambda wanted: np.stack([np.zeros(8), np.where(np.arange(8) < 4, wanted, 0.04 - wanted)], axis=1),
+    st.sampled_from([0.0, 0.0005, 0.0395, 0.04]),
+)
 smooth = st.builds(
     lambda start, step, finger: ramp(start, step, finger=finger),
     st.floats(-1.1, 1.1),
@@ -176,7 +180,11 @@ smooth = st.builds(
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.lists(st.tuples(st.one_of(actions, smooth), st.integers(1, 400), st.booleans()), min_size=1, max_size=8),
+    st.lists(
+        st.tuples(st.one_of(actions, smooth, fast_to_the_limit), st.integers(1, 400), st.booleans()),
+        min_size=1,
+        max_size=8,
+    ),
     st.floats(0.0, 0.3),
 )
 def test_whatever_the_policy_emits_what_is_sent_obeys_limits_and_controller(steps, blend_time_s) -> None:
@@ -188,8 +196,10 @@ def test_whatever_the_policy_emits_what_is_sent_obeys_limits_and_controller(step
         previous = motion.plan
         try:
             motion.on_chunk(scheduler.begin(now - 30_000_000), chunk(np.array(values)), now, measured)
-        except (ChunkDropped, ChunkRejected):
+        except ChunkDropped:
             pass
+        except ChunkRejected as rejected:
+            assert "too fast to turn" not in str(rejected)
         if previous is not None:
             np.testing.assert_allclose(motion.plan.sample(now)[0], previous.sample(now)[0], atol=1e-9)
         for tick_ns in range(now, now + wait_ms * 1_000_000, PERIOD_NS):
