@@ -57,3 +57,11 @@ class ProgressBar:
     def update(self, done: int, total: int, note: str = "") -> None:
         """Show ``done`` of ``total``."""
         self._progress.update(self._task_id, completed=done, total=total, note=note)
+
+    def advance(self) -> None:
+        """One more is done."""
+        self._progress.advance(self._task_id)
+
+    def print(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(text, highlight=False)
