@@ -103,6 +103,7 @@ class PolicySession:
         self._active = False
         self._late_in_a_row = 0
         self._waiting_since_ns: int | None = None
+        self._ready_since_restart = False
         self.safety.hold("stopped", "not started")
 
     # What the operator asks for.
@@ -152,6 +153,12 @@ class PolicySession:
         self.ticks.restart()
         self._late_in_a_row = 0
         self._waiting_since_ns = None
+        self._ready_since_restart = False
+
+    @property
+    def starting(self) -> bool:
+        """No complete set of samples came since the last restart, so a hold is no fault yet."""
+        return not self._ready_since_restart
 
     def reset_fault(self) -> list[str]:
         """Clear latched faults; returns what they were."""
@@ -263,6 +270,7 @@ class PolicySession:
     def _watch_sensors(self, now_ns: int) -> None:
         problem = self.buffer.problem(now_ns)
         if problem is None:
+            self._ready_since_restart = True
             self.safety.release("sensors")
             self.safety.warn("startup", None)
             self._waiting_since_ns = None

@@ -118,7 +118,7 @@ class EpisodeRunnerNode(Node):
         bridge: Bridge node, relative to the namespace.
         policy: Policy node, relative to the namespace.
         frame_topics: Image topics that are handed to ``on_frame``.
-        on_frame: Called with topic, uint8 ``[H, W, 3]`` RGB and simulated time in s.
+        on_frame: Called with topic, uint8 ``[H, W, 3]`` RGB and simulated time in s, while an episode runs.
         kwargs: For ``rclpy.node.Node``.
     """
 
@@ -139,6 +139,7 @@ class EpisodeRunnerNode(Node):
         self._reset = self.create_client(Trigger, f"{bridge}/reset")
         self._start = self.create_client(Trigger, f"{policy}/start")
         self._stop = self.create_client(Trigger, f"{policy}/stop")
+        self._running = False
         self._results: dict[int, dict[str, Any]] = {}
         self._status: dict[str, DiagnosticStatus] = {}
         self._status_count: dict[str, int] = {}
@@ -164,9 +165,9 @@ class EpisodeRunnerNode(Node):
                     self._status[name] = status
                     self._status_count[name] = self._status_count.get(name, 0) + 1
 
-    @staticmethod
-    def _on_frame(on_frame: Callable[[str, np.ndarray, float], None], topic: str, message: Image) -> None:
-        on_frame(topic, msgs.image_to_rgb(message, topic), msgs.stamp_to_ns(message.header.stamp) * 1e-9)
+    def _on_frame(self, on_frame: Callable[[str, np.ndarray, float], None], topic: str, message: Image) -> None:
+        if self._running:
+            on_frame(topic, msgs.image_to_rgb(message, topic), msgs.stamp_to_ns(message.header.stamp) * 1e-9)
 
     # What a caller does.
 
@@ -204,6 +205,7 @@ class EpisodeRunnerNode(Node):
         episode = json.loads(self._trigger(self._reset))
         self._set(self._set_policy, instruction=episode["instruction"])
         started_s = time.monotonic()
+        self._running = True
         self._trigger(self._start)
         number = int(episode["episode"])
         if not self._spin_until(lambda: number in self._results, timeout_s):
@@ -212,6 +214,7 @@ class EpisodeRunnerNode(Node):
                 f"no result of episode {number} after {timeout_s:.0f} s; {self._policy}: "
                 f"{status.message if status else 'nothing heard of it'}"
             )
+        self._running = False
         result = self._results.pop(number)
         return EpisodeRecord(
             index=index,
@@ -298,7 +301,8 @@ def run_episodes(
     Args:
         requests: What to run, in order.
         on_episode: Called after each episode.
-        on_frame: Called with topic, uint8 ``[H, W, 3]`` RGB and simulated time in s for each image of ``frame_topics``.
+        on_frame: Called with topic, uint8 ``[H, W, 3]`` RGB and simulated time in s for each image of
+            ``frame_topics`` that comes while an episode runs.
         frame_topics: Image topics; the bridge publishes ``overview/image_raw`` with its parameter ``overview``.
         bridge: Name of the bridge node.
         policy: Name of the policy node.

@@ -265,11 +265,11 @@ class PolicyNode(LifecycleNode):
         state = self._session.safety.state
         self._publish(self._session.step(now_ns))
         if self._session.safety.state is not state:
-            self._log_state(state, self._session.safety)
+            self._log_state(state, self._session.safety, self._session.starting)
 
-    def _log_state(self, before: State, safety: SafetyState) -> None:
+    def _log_state(self, before: State, safety: SafetyState, starting: bool) -> None:
         text = f"{before.name} -> {safety.state.name}: {'; '.join(safety.reasons) or 'moving'}"
-        if safety.may_move:
+        if safety.may_move or starting:
             self.get_logger().info(text)
         else:
             self.get_logger().warning(text)

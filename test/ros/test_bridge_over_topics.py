@@ -120,7 +120,7 @@ def test_trajectory_that_a_controller_rejects_is_counted_with_its_reason_and_doe
     elif case == "moving end":
         send(graph, TrajectoryPoint(goal, S, np.full(7, 0.1)))
     elif case == "old":
-        send(graph, TrajectoryPoint(goal, 1, np.zeros(7)), stamp_ns=graph.clock_ns[-1])
+        send(graph, TrajectoryPoint(goal, 1, np.zeros(7)), stamp_ns=graph.clock_ns[-1] - S // 20)
     else:
         send(graph, point, point)
     # Three reports: the message may need longer than one.
