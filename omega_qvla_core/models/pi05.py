@@ -163,17 +163,15 @@ class Pi05(nn.Module):
         layers = tuple(layer.modulation(cond) for layer in self.expert.layers)
         return StepCondition(layers, self.expert.norm.modulation(cond))
 
-    def expert_hidden(self, x_t: Tensor, cond: Tensor, cache: PrefixCache) -> Tensor:
+    def expert_hidden(self, x_t: Tensor, time: Tensor, cache: PrefixCache) -> Tensor:
         """The action expert's output after its final norm, ``[B, H, expert_width]``.
 
         Args:
             x_t: ``[B, H, action_dim]``, the noisy chunk.
-            cond: ``[B, expert_width]`` from ``time_condition``.
+            time: float32 ``[B]``.
             cache: From ``encode_prefix``.
         """
-        layers = tuple(layer.modulation(cond) for layer in self.expert.layers)
-        condition = StepCondition(layers, self.expert.norm.modulation(cond))
-        return self._expert(x_t, condition, cache, self._suffix(cache, x_t.shape[1]))
+        return self._expert(x_t, self.condition(time), cache, self._suffix(cache, x_t.shape[1]))
 
     def velocity(self, x_t: Tensor, time: Tensor, cache: PrefixCache) -> Tensor:
         """One evaluation of the action expert.
@@ -329,6 +327,10 @@ class _PaliGemmaModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Tokens ``[B, N, lm_width]`` of all cameras and their mask ``[B, N]``."""
         skip = {"skip_absent": skip_absent} if isinstance(self.vision_tower, SiglipVision) else {}
+        # The encoder may be of another type than the language tower (bfloat16 keeps parts of a model in float32).
+        dtype = next(self.vision_tower.parameters()).dtype
+        images, text = [image.to(dtype) for image in images], text.to(dtype)
+        state = None if state is None else state.to(dtype)
         tokens, mask = self.vision_tower(images, image_masks, text, text_mask, state, **skip)
         if self.multi_modal_projector is not None:
             tokens = self.multi_modal_projector.linear(tokens)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from omega_qvla_core.checkpoints.weight_files import open_safetensors, read_header
+from omega_qvla_core.checkpoints.weight_files import INDEX_FILE, SINGLE_FILE, open_safetensors, read_header
 from omega_qvla_core.errors import CheckpointError, ConfigError
 from omega_qvla_core.models.gr00t_config import Gr00tConfig
 from omega_qvla_core.models.pi05_config import Pi05Config
@@ -54,6 +54,8 @@ def read_fixture(folder: Path) -> Fixture:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the one that holds {INPUTS_FILE} and {OUTPUTS_FILE}")
+    if not any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        raise CheckpointError(f"{folder / SINGLE_FILE} is missing; a parity folder holds weights beside tensors")
     data = read_json(folder / "config.json", "the sizes of the model")
     family = _family(folder, data)
     meta = read_json(folder / META_FILE, "the list of cases") if (folder / META_FILE).is_file() else {}

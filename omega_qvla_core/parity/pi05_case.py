@@ -48,7 +48,6 @@ def produce(model: Pi05, inputs: Mapping[str, Tensor], case: str, counts: list[i
     prefix = model.embed_prefix(**arguments, drop_masked=False)
     cache = model.encode_prefix(prefix)
     valid = prefix.pad_mask
-    cond = model.time_condition(torch.ones(len(noise)))
     tensors = {
         "prefix_embs": prefix.embeddings,
         "prefix_pad_mask": valid,
@@ -60,7 +59,7 @@ def produce(model: Pi05, inputs: Mapping[str, Tensor], case: str, counts: list[i
         "v_cache": torch.stack(cache.values),
         "suffix_position_ids": suffix_position_ids(valid, noise.shape[1]),
         "suffix_embs_step0": model.action_in_proj(noise),
-        "suffix_out_step0": model.expert_hidden(noise, cond, cache),
+        "suffix_out_step0": model.expert_hidden(noise, torch.ones(len(noise)), cache),
     }
     in_use = {}
     for steps in counts:

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from omega_qvla_core.checkpoints.strict_loading import tensor_dtype
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.models.keypoint_vision import KeypointConfig
 from omega_qvla_core.models.pi05 import Pi05, Pi05Config
@@ -160,12 +161,31 @@ def test_bfloat16_autocast_keeps_velocities_float32(config):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("mixed", [False, True])
+def test_bfloat16_stays_near_float32_and_gives_float32(config, mixed):
+    torch.manual_seed(0)
+    model = Pi05(config).eval()
+    for block in model.expert.layers:
+        for norm in (block.input_layernorm, block.post_attention_layernorm):
+            torch.nn.init.normal_(norm.dense.bias, std=0.5)
+    inputs, noise = make_inputs(config), make_noise(config)
+    exact = model.sample_actions(model.embed_prefix(**inputs), noise, 4)
+    for name, parameter in model.named_parameters():
+        # Loaded checkpoints keep norms, embeddings of the vision tower and the small projections in float32.
+        dtype = tensor_dtype(name, "pi05", torch.bfloat16) if mixed else torch.bfloat16
+        parameter.data = parameter.data.to(dtype)
+    actions = model.sample_actions(model.embed_prefix(**inputs), noise, 4)
+    assert actions.dtype == torch.float32
+    assert 0 < (actions - exact).abs().max() < 0.05
+
+
+@torch.inference_mode()
 def test_a_new_expert_block_is_the_identity():
     config = make_config()
     torch.manual_seed(0)
     model = Pi05(config)
     prefix, noise = model.embed_prefix(**make_inputs(config)), make_noise(config)
-    hidden = model.expert_hidden(noise, model.time_condition(torch.ones(2)), model.encode_prefix(prefix))
+    hidden = model.expert_hidden(noise, torch.ones(2), model.encode_prefix(prefix))
     x = model.action_in_proj(noise)
     torch.testing.assert_close(hidden, x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6))
 
