@@ -130,7 +130,7 @@ class EpisodeRunnerNode(Node):
         on_frame: Callable[[str, np.ndarray, float], None] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(kwargs.pop("node_name", "episode_runner_node"), **kwargs)
+        super().__init__(kwargs.pop("node_name", "episode_client"), **kwargs)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self)
         self._bridge, self._policy = bridge, policy
