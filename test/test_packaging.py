@@ -174,7 +174,8 @@ def test_console_scripts_have_their_function(distribution):
         assert path.is_file(), f"{script}: {path.relative_to(ROOT)} does not exist"
         tree = ast.parse(path.read_text(encoding="utf-8"))
         defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-        assigned = {name.id for node in tree.body if isinstance(node, ast.Assign) for name in node.targets}
+        targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+        assigned = {target.id for target in targets if isinstance(target, ast.Name)}
         assert function in defined | assigned, f"{script}: no {function} in {path.relative_to(ROOT)}"
 
 
