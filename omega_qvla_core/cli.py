@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from omega_qvla_core.commands import check, evaluate, quantize, tabletop, train
+from omega_qvla_core.commands import bench, check, check_preflight, evaluate, inspect, quantize, tabletop, train
 from omega_qvla_core.commands.console import setup_logging
 
 app = typer.Typer(
@@ -17,6 +17,9 @@ app.add_typer(tabletop.app, name="tabletop")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")
 app.command()(quantize.quantize)
+app.command()(inspect.inspect)
+app.add_typer(bench.app, name="bench")
+check.app.command()(check_preflight.preflight)
 
 
 @app.callback()

@@ -112,8 +112,9 @@ def statistics(folder: Path, setup: RobotSetup) -> tuple[VectorNormalizer, Vecto
         path = folder / file
         step = require_step(read_steps(path), step_name, path)
         config = step.get("config", {})
-        mode = config.get("norm_map", {}).get(kind, "IDENTITY")
-        if mode not in _MODES:
+        modes = config.get("norm_map", {})
+        mode = modes.get(kind, "IDENTITY") if isinstance(modes, Mapping) else modes
+        if not isinstance(mode, str) or mode not in _MODES:
             raise ConfigError(f"{path}: norm_map.{kind} is {mode!r}; known: {', '.join(_MODES)}")
         if config.get("eps", LEROBOT_EPS) != LEROBOT_EPS:
             raise ConfigError(f"{path}: eps is {config['eps']!r}; this release computes with {LEROBOT_EPS:g}")
@@ -151,6 +152,9 @@ def read_steps(path: Path) -> list[Mapping[str, Any]]:
     steps = data.get("steps") if isinstance(data, Mapping) else None
     if not isinstance(steps, list) or not all(isinstance(step, Mapping) for step in steps):
         raise CheckpointError(f"{path}: steps is missing; is it LeRobot's processor file?")
+    for step in steps:
+        if not isinstance(step.get("config", {}), Mapping):
+            raise CheckpointError(f"{path}: config of {step.get('registry_name')!r} is no object; fetch it again")
     return steps
 
 

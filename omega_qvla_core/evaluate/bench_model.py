@@ -1,0 +1,394 @@
+"""How long a model takes, stage by stage, with random weights of any size: no checkpoint is needed.
+
+Stages: ``vision`` (images and prompt to the prefix's embeddings), ``prefix`` (language tower, and adapter where there
+is one), ``denoise_step`` (one evaluation of the action head), ``chunk`` (everything, all steps).
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from omega_qvla_core.errors import ConfigError
+from omega_qvla_core.models.gr00t_config import Gr00tConfig, Qwen3Config, StackConfig
+from omega_qvla_core.models.gr00t_n15 import Gr00tN15
+from omega_qvla_core.models.pi05 import Pi05
+from omega_qvla_core.models.pi05_config import Pi05Config
+from omega_qvla_core.models.siglip import SiglipConfig
+
+STAGES = ("vision", "prefix", "denoise_step", "chunk")
+SIZES = ("tiny", "mid", "full")
+CAMERAS = 3
+"""Cameras of every run: Pi 0.5 has three slots."""
+
+# Standard deviation of the random weights; small enough for finite activations at any depth.
+_WEIGHT_STD = 0.02
+
+_SO400M = SiglipConfig(width=1152, depth=27, num_heads=16, mlp_dim=4304, patch_size=14, image_size=224)
+_MID_VISION = SiglipConfig(width=256, depth=4, num_heads=4, mlp_dim=1024, patch_size=14, image_size=224)
+_TINY_VISION = SiglipConfig(width=32, depth=2, num_heads=2, mlp_dim=64, patch_size=14, image_size=56)
+
+_PI05_FULL = Pi05Config(
+    lm_width=2048,
+    lm_depth=18,
+    lm_mlp_dim=16384,
+    num_heads=8,
+    num_kv_heads=1,
+    head_dim=256,
+    expert_width=1024,
+    expert_mlp_dim=4096,
+    vocab_size=257152,
+    action_dim=32,
+    action_horizon=50,
+    max_token_len=200,
+    vision=_SO400M,
+)
+_GR00T_FULL = Gr00tConfig(
+    language=Qwen3Config(2048, 12, 6144, 16, 8, 128, 151680, 151669),
+    vision=_SO400M,
+    feature_width=2048,
+    adapter=StackConfig(4, 32, 64),
+    dit=StackConfig(16, 32, 48),
+    hidden_size=1024,
+    future_tokens=32,
+    state_dim=64,
+    action_dim=32,
+    action_horizon=16,
+)
+
+PRESETS: dict[tuple[str, str], Pi05Config | Gr00tConfig] = {
+    ("pi05", "full"): _PI05_FULL,
+    ("pi05", "mid"): replace(
+        _PI05_FULL,
+        lm_width=384,
+        lm_depth=6,
+        lm_mlp_dim=1536,
+        num_heads=6,
+        head_dim=64,
+        expert_width=192,
+        expert_mlp_dim=768,
+        vocab_size=4096,
+        vision=_MID_VISION,
+    ),
+    ("pi05", "tiny"): replace(
+        _PI05_FULL,
+        lm_width=64,
+        lm_depth=3,
+        lm_mlp_dim=128,
+        num_heads=4,
+        head_dim=16,
+        expert_width=32,
+        expert_mlp_dim=64,
+        vocab_size=300,
+        max_token_len=48,
+        vision=_TINY_VISION,
+    ),
+    ("gr00t_n15", "full"): _GR00T_FULL,
+    ("gr00t_n15", "mid"): replace(
+        _GR00T_FULL,
+        language=Qwen3Config(384, 6, 1152, 6, 3, 64, 4096, 4000),
+        vision=_MID_VISION,
+        feature_width=384,
+        adapter=StackConfig(2, 6, 64),
+        dit=StackConfig(8, 6, 48),
+        hidden_size=256,
+        num_embodiments=4,
+    ),
+    ("gr00t_n15", "tiny"): replace(
+        _GR00T_FULL,
+        language=Qwen3Config(64, 3, 128, 4, 2, 16, 320, 300),
+        vision=_TINY_VISION,
+        feature_width=64,
+        adapter=StackConfig(2, 4, 16),
+        dit=StackConfig(4, 2, 16),
+        hidden_size=24,
+        num_embodiments=4,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """One run.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        dtype: Type of the weights.
+        batch: Observations at a time.
+        num_steps: Denoise steps.
+        repeats: Timed repetitions, after two that are not timed.
+        present_cameras: Cameras that are there, of three.
+        prompt_tokens: Tokens of the prompt that are no padding.
+        padded_tokens: Length of the padded prompt.
+        drop_masked: Leave out absent cameras and padding.
+    """
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    batch: int = 1
+    num_steps: int = 10
+    repeats: int = 10
+    present_cameras: int = 2
+    prompt_tokens: int = 20
+    padded_tokens: int = 200
+    drop_masked: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "num_steps", "repeats", "prompt_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 1 <= self.present_cameras <= CAMERAS:
+            raise ConfigError(f"present_cameras is {self.present_cameras}; it must be 1 to {CAMERAS}")
+        if self.padded_tokens < self.prompt_tokens:
+            raise ConfigError(f"padded_tokens {self.padded_tokens} is below prompt_tokens {self.prompt_tokens}")
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Wall time of one stage, ms."""
+
+    p50_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured.
+
+    Attributes:
+        family: Of the model.
+        parameters: Of the model.
+        weight_bytes: Of the model.
+        prefix_tokens: Tokens that the language tower read, per row.
+        stages: Stage -> time.
+        peak_bytes: Largest memory: allocated on the GPU during the run, or of the whole process on a CPU.
+    """
+
+    family: str
+    parameters: int
+    weight_bytes: int
+    prefix_tokens: int
+    stages: dict[str, StageTime]
+    peak_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Time with masked input dropped, as a share of the time without, in one run.
+
+    Attributes:
+        kept: Result with absent cameras and padding computed.
+        dropped: Result with them left out.
+        ratios: Stage -> p50 of ``dropped`` over p50 of ``kept``.
+        expected: Stage -> the ratio of multiplications.
+        largest_difference: Of the actions of both, which must agree (Pi 0.5 only; padding counts in GR00T).
+    """
+
+    kept: BenchResult
+    dropped: BenchResult
+    ratios: dict[str, float]
+    expected: dict[str, float]
+    largest_difference: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    arguments: tuple[Any, ...]
+    noise: Tensor
+
+
+def preset(family: str, size: str) -> Pi05Config | Gr00tConfig:
+    """Sizes by name.
+
+    Raises:
+        ConfigError: If family or size is unknown.
+    """
+    if (family, size) not in PRESETS:
+        known = ", ".join(f"{one} {other}" for one, other in PRESETS)
+        raise ConfigError(f"there is no preset {family} {size}; known: {known}")
+    return PRESETS[(family, size)]
+
+
+def random_model(config: Pi05Config | Gr00tConfig, device: str, dtype: torch.dtype, seed: int = 0) -> nn.Module:
+    """A model with random weights, made where it runs and in its own type."""
+    from omega_qvla_core.checkpoints.families import build_model, family_of_config
+    from omega_qvla_core.checkpoints.strict_loading import tensor_dtype
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} is not available: torch finds no CUDA GPU; use cpu")
+    with torch.device("meta"):
+        model = build_model(config)
+    family, generator = family_of_config(config), torch.Generator(device).manual_seed(seed)
+    for name, empty in list(model.named_parameters()):
+        path, _, leaf = name.rpartition(".")
+        value = torch.empty(empty.shape, device=device, dtype=tensor_dtype(name, family, dtype))
+        value.normal_(std=_WEIGHT_STD, generator=generator)
+        model.get_submodule(path)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    return model.eval()
+
+
+@torch.inference_mode()
+def bench(
+    model: nn.Module, options: BenchOptions, progress: Callable[[int, int], None] | None = None
+) -> tuple[BenchResult, Tensor]:
+    """Time every stage.
+
+    Args:
+        model: ``Pi05`` or ``Gr00tN15``.
+        options: See the class.
+        progress: Called with finished and total repetitions.
+
+    Returns:
+        The result, and the actions float32 ``[B, H, A]`` of the last repetition.
+    """
+    inputs = _inputs(model, options)
+    cuda = options.device.startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    actions, prefix = inputs.noise, None
+    for index in range(options.repeats + 2):
+        prefix, vision_s = _timed(cuda, partial(model.embed_prefix, *inputs.arguments, drop_masked=options.drop_masked))
+        cache, prefix_s = _timed(cuda, partial(model.encode_prefix, prefix, last_hidden=False))
+        _, step_s = _timed(cuda, partial(_first_step, model, cache, inputs, options))
+        actions, chunk_s = _timed(cuda, partial(_chunk, model, inputs, options))
+        # Two repetitions warm caches, kernels and the tables of the denoise steps.
+        if index >= 2:
+            for stage, elapsed_s in zip(STAGES, (vision_s, prefix_s, step_s, chunk_s)):
+                times[stage].append(elapsed_s * 1e3)
+        if progress is not None:
+            progress(index + 1, options.repeats + 2)
+    result = BenchResult(
+        family="gr00t_n15" if isinstance(model, Gr00tN15) else "pi05",
+        parameters=sum(value.numel() for value in model.parameters()),
+        weight_bytes=sum(value.numel() * value.element_size() for value in model.parameters()),
+        prefix_tokens=int(prefix.pad_mask.shape[1]),
+        stages={stage: _percentiles(values) for stage, values in times.items()},
+        peak_bytes=torch.cuda.max_memory_allocated() if cuda else _process_peak_bytes(),
+    )
+    return result, actions
+
+
+def measure_saving(
+    model: nn.Module, options: BenchOptions, progress: Callable[[int, int], None] | None = None
+) -> Saving:
+    """Time the same observation with and without absent cameras and padding, on one model."""
+    kept, full_actions = bench(model, replace(options, drop_masked=False), progress)
+    dropped, actions = bench(model, replace(options, drop_masked=True), progress)
+    ratios = {stage: dropped.stages[stage].p50_ms / kept.stages[stage].p50_ms for stage in STAGES}
+    expected = _expected_ratios(model, options, kept.prefix_tokens, dropped.prefix_tokens)
+    return Saving(kept, dropped, ratios, expected, float((actions - full_actions).abs().max()))
+
+
+def prefix_products(config: Pi05Config | Gr00tConfig, tokens: int) -> int:
+    """Multiplications of the language tower (and adapter) over ``tokens`` tokens of one row."""
+    if isinstance(config, Pi05Config):
+        width, heads, kv, head = config.lm_width, config.num_heads, config.num_kv_heads, config.head_dim
+        keys = 2 * width * kv * head
+        layer = keys + 2 * width * heads * head + 3 * width * config.lm_mlp_dim
+        attention = 2 * tokens * heads * head
+        # The last layer stops at its keys and values.
+        return tokens * ((config.lm_depth - 1) * (layer + attention) + keys)
+    one = config.language
+    layer = 2 * one.width * (one.num_heads + one.num_kv_heads) * one.head_dim + 3 * one.width * one.mlp_dim
+    total = one.depth * (layer + 2 * tokens * one.num_heads * one.head_dim)
+    if config.adapter is not None:
+        total += config.adapter.depth * (12 * config.adapter.width**2 + 2 * tokens * config.adapter.width)
+    # Keys and values of every cross-attention are made with the prefix.
+    crosses = (config.dit.depth + 1) // 2 if config.interleave else config.dit.depth
+    return tokens * (total + crosses * 2 * config.feature_width * config.dit.width)
+
+
+def _expected_ratios(model: nn.Module, options: BenchOptions, kept: int, dropped: int) -> dict[str, float]:
+    prefix = prefix_products(model.config, dropped) / prefix_products(model.config, kept)
+    # GR00T's prompts hold no tokens of absent cameras, and its vision tower never sees them.
+    vision = options.present_cameras / CAMERAS if isinstance(model, Pi05) else 1.0
+    return {"vision": vision, "prefix": prefix}
+
+
+def _chunk(model: nn.Module, inputs: _Inputs, options: BenchOptions) -> Tensor:
+    prefix = model.embed_prefix(*inputs.arguments, drop_masked=options.drop_masked)
+    return model.sample_actions(prefix, inputs.noise, options.num_steps)
+
+
+def _first_step(model: nn.Module, cache: Any, inputs: _Inputs, options: BenchOptions) -> Any:
+    return next(iter(model.denoise(cache, inputs.noise, options.num_steps)))
+
+
+def _timed(cuda: bool, call: Callable[[], Any]) -> tuple[Any, float]:
+    if cuda:
+        torch.cuda.synchronize()
+    started_s = time.perf_counter()
+    result = call()
+    if cuda:
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - started_s
+
+
+def _inputs(model: nn.Module, options: BenchOptions) -> _Inputs:
+    config, batch = model.config, options.batch
+    generator = torch.Generator().manual_seed(0)
+    size = config.vision.image_size
+    images = [torch.rand(batch, 3, size, size, generator=generator) * 2 - 1 for _ in range(CAMERAS)]
+    present = [torch.full((batch,), index < options.present_cameras) for index in range(CAMERAS)]
+    noise = torch.randn(batch, config.action_horizon, config.action_dim, generator=generator)
+    tokens, mask = _gr00t_prompt(config, options) if isinstance(config, Gr00tConfig) else _pi05_prompt(config, options)
+    tokens, mask = tokens.expand(batch, -1), mask.expand(batch, -1)
+    state = torch.zeros(batch, config.state_dim) if isinstance(config, Gr00tConfig) else None
+    tensors = (images, present, tokens, mask, state)
+    return _Inputs(tuple(_moved(value, options.device) for value in tensors), noise.to(options.device))
+
+
+def _pi05_prompt(config: Pi05Config, options: BenchOptions) -> tuple[Tensor, Tensor]:
+    """Padding on the right, up to the prompt length of the size."""
+    length = min(options.padded_tokens, config.max_token_len)
+    mask = torch.arange(length)[None] < min(options.prompt_tokens, length)
+    return torch.where(mask, 5, 0), mask
+
+
+def _gr00t_prompt(config: Gr00tConfig, options: BenchOptions) -> tuple[Tensor, Tensor]:
+    """Image tokens of the present cameras, then the text; padding on the left."""
+    images = options.present_cameras * config.vision.num_patches
+    ids = torch.cat(
+        (
+            torch.zeros(options.padded_tokens - options.prompt_tokens, dtype=torch.int64),
+            torch.full((images,), config.language.image_token_id),
+            torch.full((options.prompt_tokens,), 5),
+        )
+    )
+    mask = torch.arange(len(ids)) >= options.padded_tokens - options.prompt_tokens
+    return ids[None], mask[None]
+
+
+def _moved(value: Any, device: str) -> Any:
+    if isinstance(value, list):
+        return [one.to(device) for one in value]
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _percentiles(values: Sequence[float]) -> StageTime:
+    p50, p95 = np.percentile(values, (50, 95))
+    return StageTime(float(p50), float(p95))
+
+
+def _process_peak_bytes() -> int:
+    """Largest resident size so far. Linux counts in KiB, macOS in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
