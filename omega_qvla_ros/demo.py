@@ -27,7 +27,8 @@ from omega_qvla_ros.nodes.episode_runner_node import EpisodeRecord, EpisodeReque
 from omega_qvla_ros.process_environment import enter_ros_environment, free_domain_id, ros_environment
 from omega_qvla_ros.processes import NodeProcess
 
-QUANTIZED, UNQUANTIZED = "tabletop_w4a4", "tabletop"
+QUANTIZED = "tabletop_w4a4"
+UNQUANTIZED = "tabletop"
 OVERVIEW_RATE_HZ = 10
 """Rate of the frames of the video; the bridge's default for its overview camera."""
 CONTACT_SHEET_ROWS = 6
@@ -67,14 +68,12 @@ def run_policy(policy: str, requests: Sequence[EpisodeRequest], logs: Path, bar:
     enter_ros_environment(domain_id)
     environment = ros_environment(domain_id, threads=1)
     clips: list[Clip] = []
-    frames: list[tuple[float, np.ndarray]] = []
+    frames: list[np.ndarray] = []
 
     def on_episode(record: EpisodeRecord) -> None:
         outcome = "[green]success[/green]" if record.success else f"[red]failed[/red] at stage {record.stage!r}"
         bar.print(f"  {policy:14s} {record.instruction:54s} {outcome} {record.sim_time_s:5.1f} s")
-        # Frames from before the start belong to the arm's wait for the reset.
-        start_s = (frames[-1][0] if frames else 0.0) - record.sim_time_s
-        clips.append(Clip([f for time_s, f in frames if time_s >= start_s], record.instruction, record.success))
+        clips.append(Clip(list(frames), record.instruction, record.success))
         frames.clear()
         bar.advance()
 
@@ -102,7 +101,7 @@ def run_policy(policy: str, requests: Sequence[EpisodeRequest], logs: Path, bar:
         run = run_episodes(
             requests,
             on_episode=on_episode,
-            on_frame=(lambda _topic, frame, time_s: frames.append((time_s, frame))) if video else None,
+            on_frame=(lambda _topic, frame, _time_s: frames.append(frame)) if video else None,
         )
     finally:
         for node in reversed(nodes):

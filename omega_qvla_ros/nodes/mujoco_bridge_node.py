@@ -327,7 +327,7 @@ def _check_task(text: object) -> str | None:
 def _open_viewer(env: TabletopEnv) -> object:
     import mujoco.viewer  # only where a window is wanted: it needs a display
 
-    return mujoco.viewer.launch_passive(env._model, env._data)
+    return mujoco.viewer.launch_passive(env.model, env.data)
 
 
 def main(args: list[str] | None = None) -> None:

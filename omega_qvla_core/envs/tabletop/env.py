@@ -67,6 +67,16 @@ class TabletopEnv:
         self.reset(0, Task("touch", "red"))
 
     @property
+    def model(self) -> mujoco.MjModel:
+        """The compiled model, for MuJoCo's viewer."""
+        return self._model
+
+    @property
+    def data(self) -> mujoco.MjData:
+        """The simulator's state, for MuJoCo's viewer. Read only: writing it is outside of what an episode counts."""
+        return self._data
+
+    @property
     def task(self) -> Task:
         """The task of the running episode."""
         return self._task
