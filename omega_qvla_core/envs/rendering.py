@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import weakref
 
 if sys.platform.startswith("linux"):
     os.environ.setdefault("MUJOCO_GL", "egl")
@@ -44,6 +45,8 @@ class OffscreenRenderer:
                 "install EGL (libegl1 and libgl1-mesa-dri) or set MUJOCO_GL=osmesa, "
                 "and import omega_qvla_core.envs before mujoco"
             ) from error
+        # Also runs at exit, before the OpenGL library is torn down: a context freed after that prints a traceback.
+        self._finalizer = weakref.finalize(self, _free, self._gl, self._context)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=500)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
@@ -86,9 +89,11 @@ class OffscreenRenderer:
         return np.ascontiguousarray(image[::-1])
 
     def close(self) -> None:
-        """Frees the context. Safe to call twice."""
-        if self._gl is not None:
-            self._gl.make_current()
-            self._context.free()
-            self._gl.free()
-            self._gl = None
+        """Frees the context. Safe to call twice; also done when the process ends."""
+        self._finalizer()
+
+
+def _free(gl: mujoco.GLContext, context: mujoco.MjrContext) -> None:
+    gl.make_current()
+    context.free()
+    gl.free()
