@@ -110,7 +110,14 @@ class SiglipVision(nn.Module):
         return tokens.view(stacked.shape[0], -1, self.config.width), mask
 
     def encode(self, images: Tensor) -> Tensor:
-        """Tokens ``[N, num_patches, width]`` of images ``[N, 3, image_size, image_size]``; N may be 0."""
+        """Tokens ``[N, num_patches, width]`` of images ``[N, 3, image_size, image_size]``; N may be 0.
+
+        Raises:
+            ValueError: If the images do not have the configured size.
+        """
+        size = self.config.image_size
+        if tuple(images.shape[1:]) != (3, size, size):
+            raise ValueError(f"images have shape {tuple(images.shape)}; they must be [N, 3, {size}, {size}]")
         return self.vision_model(images)
 
 

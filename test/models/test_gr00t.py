@@ -195,6 +195,8 @@ def test_inputs_that_do_not_fit_are_refused(model):
         changed = inputs["tokens"].clone()
         changed[0, -1] = IMAGE_TOKEN
         model.embed_prefix(**{**inputs, "tokens": changed})
+    with pytest.raises(ValueError, match=r"must be \[N, 3, 28, 28\]"):
+        model.embed_prefix(**{**inputs, "images": [torch.zeros(2, 3, 42, 42)] * 2})
     with pytest.raises(ValueError, match=r"state has shape \[2, 8\]"):
         model.embed_prefix(**{**inputs, "state": torch.zeros(2, 8)})
     for wrong in (4, -1, (0,), (0, 1, 2)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -266,3 +267,32 @@ def test_the_prefix_says_whether_it_is_complete(family):
     torch.testing.assert_close(
         known, model.sample_actions(dataclasses.replace(prefix, complete=False), noise, 3), **CLOSE
     )
+
+
+IN_SCOPE = re.compile(
+    r"\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)$"
+    r"|^action_head\.model\.transformer_blocks\.\d+\.(attn1\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2))$"
+)
+
+
+@torch.inference_mode()
+def test_calibration_sees_every_linear_that_is_quantized(family):
+    model = small_model(family)
+    calls = {
+        name: count_calls(module)
+        for name, module in model.named_modules()
+        if IN_SCOPE.search(name) and "vision" not in name
+    }
+    assert len(calls) == (7 * 2 + 7 * 2 if family == "pi05" else 7 * 2 + 6 * 4)
+    # As the quantizer drives it: the whole prefix first, then the denoise loop on its cache.
+    cache = model.encode_prefix(model.embed_prefix(**small_inputs(family)))
+    model.sample_actions(cache, noise_for(model, 2), 3)
+    per_chunk = {"prefix": 1, "step": 3}
+    for name, seen in calls.items():
+        in_loop = "expert" in name or (name.startswith("action_head") and not _reads_features(model, name))
+        assert len(seen) == per_chunk["step" if in_loop else "prefix"], name
+
+
+def _reads_features(model: nn.Module, name: str) -> bool:
+    block = model.expert.transformer_blocks[int(name.split(".")[3])]
+    return block.attends_to_features and name.endswith(("to_k", "to_v"))
