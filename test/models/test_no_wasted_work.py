@@ -289,7 +289,7 @@ def test_calibration_sees_every_linear_that_is_quantized(family):
     model.sample_actions(cache, noise_for(model, 2), 3)
     per_chunk = {"prefix": 1, "step": 3}
     for name, seen in calls.items():
-        in_loop = "expert" in name or (name.startswith("action_head") and not _reads_features(model, name))
+        in_loop = "gemma_expert" in name or (name.startswith("action_head") and not _reads_features(model, name))
         assert len(seen) == per_chunk["step" if in_loop else "prefix"], name
 
 
