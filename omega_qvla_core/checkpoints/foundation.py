@@ -162,6 +162,9 @@ class FoundationDescription:
         values = check_keys(config, keys, (), CONFIG_FILE)
         if values["format_version"] != FORMAT_VERSION:
             raise ConfigError(f"{CONFIG_FILE}: format_version is {values['format_version']!r}; this release reads 1")
+        slots = values["slots"]
+        if not isinstance(slots, list) or not all(isinstance(slot, str) for slot in slots):
+            raise ConfigError(f"{CONFIG_FILE}: slots is {slots!r}; it must be a list of names")
         robot = RobotSetup.from_json(values["robot"], f"{CONFIG_FILE}: robot")
         stats = check_keys(
             read_json(folder / STATS_FILE, "the normalization"), ("schema_version", "state", "actions"), (), STATS_FILE
@@ -176,7 +179,7 @@ class FoundationDescription:
             state=VectorNormalizer.from_json(stats["state"], robot.state_names, f"{STATS_FILE}: state"),
             actions=VectorNormalizer.from_json(stats["actions"], robot.action_names, f"{STATS_FILE}: actions"),
             tokenizer=TextTokenizer.load(folder, str(values["family"])),
-            slots=tuple(str(slot) for slot in values["slots"]),
+            slots=tuple(slots),
             resolutions=_resolutions(values["resolutions"]),
         )
 

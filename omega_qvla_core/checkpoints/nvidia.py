@@ -14,7 +14,7 @@ from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.models.gr00t_config import Gr00tConfig
 from omega_qvla_core.processing.normalizers import Normalizer, read_stats
 from omega_qvla_core.processing.prompt.text_tokenizer import TextTokenizer
-from omega_qvla_core.processing.robot_setup import RobotSetup, VectorPart
+from omega_qvla_core.processing.robot_setup import POSITION_MEANINGS, RobotSetup, VectorPart
 from omega_qvla_core.processing.vector_normalizer import VectorNormalizer
 from omega_qvla_core.strict_json import read_json
 
@@ -56,8 +56,10 @@ def describe(folder: Path, config: Mapping[str, Any], sidecar: Sidecar, model: G
     metadata = embodiment_metadata(folder, setup)
     state = statistics(folder, metadata, "state", setup.state_parts, setup.state_names)
     actions = statistics(folder, metadata, "action", setup.action_parts, setup.action_names)
-    setup = replace(setup, state_names=state.names, action_names=actions.names)
-    setup = replace(setup, action_modes=_action_modes(folder, metadata, setup, actions))
+    modes = _action_modes(folder, metadata, setup, actions)
+    if not setup.action_names:
+        actions = replace(actions, names=_telling_names(actions.names, modes))
+    setup = replace(setup, state_names=state.names, action_names=actions.names, action_modes=modes)
     return FoundationDescription(
         name=sidecar.name,
         family="gr00t_n15",
@@ -150,6 +152,11 @@ def _action_modes(
         if mode == "absolute" and not absolute:
             raise ConfigError(f"{path}: {name!r} is not absolute, but robot.action_modes says so; correct it")
     return setup.action_modes
+
+
+def _telling_names(names: tuple[str, ...], modes: tuple[str, ...]) -> tuple[str, ...]:
+    """``x`` that is no position becomes ``x_relative``: joints are matched by name, and the state has an ``x`` too."""
+    return tuple(name if mode in POSITION_MEANINGS else f"{name}_{mode}" for name, mode in zip(names, modes))
 
 
 def _inside(data: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:

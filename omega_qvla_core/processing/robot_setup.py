@@ -157,7 +157,14 @@ class RobotSetup:
         if not self.action_names:
             return
         for index, mode in enumerate(self.action_modes):
-            same = index < len(self.state_names) and self.state_names[index] == self.action_names[index]
+            name = self.action_names[index]
+            same = index < len(self.state_names) and self.state_names[index] == name
+            if mode not in POSITION_MEANINGS and name in self.state_names:
+                # Joints are matched by name: a velocity must never be taken for the position of the same joint.
+                raise ConfigError(
+                    f"robot.action_names: {name!r} is {mode}, but bears the name of a measured entry; call it "
+                    f"{name + '_' + mode!r}"
+                )
             if mode == "delta" and not same:
                 raise ConfigError(
                     f"robot.action_modes: {self.action_names[index]!r} is delta, but entry {index} of "

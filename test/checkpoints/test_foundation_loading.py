@@ -194,6 +194,17 @@ def test_lerobots_pipeline_says_which_actions_are_relative(copy_of):
         describe(read_headers(folder))
 
 
+def test_gr00ts_relative_actions_get_telling_names(copy_of):
+    folder = copy_of("nvidia")
+
+    def change(data):
+        del data["robot"]["action_names"]
+        data["robot"]["action_modes"] = ["relative", "velocity", "absolute"]
+
+    change_json(folder / "omega_qvla.json", change)
+    assert describe(read_headers(folder)).policy.action_names == ("arm_0_relative", "arm_1_velocity", "gripper")
+
+
 def headers_of(keys: dict[str, object]) -> WeightFiles:
     """Headers as if a file held these tensors."""
     tensors = {}

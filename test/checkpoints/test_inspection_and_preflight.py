@@ -107,8 +107,13 @@ def test_velocities_are_no_position_targets(copy_of):
     folder = copy_of("openpi")
     modes = ["velocity", "relative", "absolute"]
     change_json(folder / "omega_qvla.json", lambda data: data["robot"].update(action_modes=modes))
-    assert "shoulder is no position target" in failed(preflight(folder, ROBOT), "action mode")
-    assert preflight(folder, replace(ROBOT, position_targets=False)).passed
+    message = failed(preflight(folder, ROBOT), "files and layout")
+    assert "'shoulder' is velocity, but bears the name of a measured entry" in message
+    names = ["shoulder_velocity", "elbow_relative", "gripper"]
+    change_json(folder / "omega_qvla.json", lambda data: data["robot"].update(action_names=names))
+    robot = replace(ROBOT, action_names=tuple(names))
+    assert "shoulder_velocity is no position target" in failed(preflight(folder, robot), "action mode")
+    assert preflight(folder, replace(robot, position_targets=False)).passed
 
 
 def test_missing_tensors_are_counted_and_named(copy_of):
