@@ -95,8 +95,8 @@ $(COLCON_VENV)/.colcon: $(COLCON_VENV)/.installed
 		colcon-recursive-crawl colcon-library-path colcon-metadata colcon-output colcon-bash colcon-test-result
 	@touch $@
 
-clean:  ## remove what builds and tests leave behind
-	rm -rf build install log *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove what builds, tests and the demo leave behind
+	rm -rf build install log *.egg-info .pytest_cache .ruff_cache .hypothesis demo.mp4 demo.png demo.json
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove the virtual environments
