@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omega_qvla_core.checkpoints.description import CONFIG_FILE, PolicyDescription, read_description, write_description
+from omega_qvla_core.checkpoints.families import build_model
 from omega_qvla_core.checkpoints.folder import PACK_FILE, resolve_folder
 from omega_qvla_core.errors import ConfigError, PackError
-from omega_qvla_core.models.pi05 import Pi05
 from omega_qvla_core.quant.linear import quantized_sites, replace_linears
 from omega_qvla_core.quant.policy import tensors_hash
 from omega_qvla_core.quant.recipe import Recipe
@@ -94,7 +94,7 @@ def load_pack(folder: str | Path, device: str | torch.device = "cpu") -> Policy:
     _check_identity(path, metadata, record, description)
     if metadata["content_sha256"] != tensors_hash(tensors):
         raise PackError(f"{path} is damaged: its tensors do not match their hash; fetch it again")
-    model = Pi05(description.model).requires_grad_(False)
+    model = build_model(description.model).requires_grad_(False)
     for spec in _specs(path, metadata):
         replace_linears(model, _site(path, spec, tensors))
     _load_floats(path, model, tensors)

@@ -25,8 +25,9 @@ from omega_qvla_core.runtime.policy import Policy
 # The published calibration uses ten observations (METHOD A.9); fewer leave scales to chance.
 MIN_OBSERVATIONS = 8
 
-# Observations that run through the float model together.
-_BATCH = 8
+# Observations that run through a model together. GR00T N1.5 attends to padding: prompts of different lengths would
+# change each other's actions, so that they run one by one, as they do on a robot.
+_BATCH = {"pi05": 8, "gr00t_n15": 1}
 
 _LARGEST_HALF = 65504.0
 
@@ -93,10 +94,11 @@ def calibrate_policy(
     Also the last language layer is run to its end: its outputs reach no action, but its linears are quantized too.
     """
     with torch.no_grad(), calibrate(policy.model, sites, reservoir_tokens=reservoir_tokens, seed=seed) as calibration:
-        for start in range(0, len(observations), _BATCH):
+        size = _BATCH[policy.spec.family]
+        for start in range(0, len(observations), size):
             if progress is not None:
                 progress(start, len(observations), "calibration")
-            batch = observations[start : start + _BATCH]
+            batch = observations[start : start + size]
             noise = policy.noise(len(batch), [seed + start + index for index in range(len(batch))])
             _run(policy, batch, noise, calibration)
     return calibration
@@ -104,11 +106,11 @@ def calibrate_policy(
 
 def model_actions(policy: Policy, observations: Sequence[Observation], seeds: Sequence[int]) -> Tensor:
     """Normalised actions ``[N, horizon, action width]`` of the model, noise of each observation from its seed."""
-    parts = []
+    parts, size = [], _BATCH[policy.spec.family]
     with torch.no_grad():
-        for start in range(0, len(observations), _BATCH):
-            batch = observations[start : start + _BATCH]
-            parts.append(_run(policy, batch, policy.noise(len(batch), seeds[start : start + _BATCH])))
+        for start in range(0, len(observations), size):
+            batch = observations[start : start + size]
+            parts.append(_run(policy, batch, policy.noise(len(batch), seeds[start : start + size])))
     return torch.cat(parts)
 
 
@@ -142,7 +144,7 @@ def _check_finite(model: nn.Module) -> None:
 def _run(policy: Policy, batch: Sequence[Observation], noise: Tensor, calibration: Calibration | None = None) -> Tensor:
     model = policy.model
     inputs = policy.processor.prepare(batch, policy.device)
-    prefix = model.embed_prefix(inputs.images, inputs.image_masks, inputs.tokens, inputs.token_mask, inputs.state)
+    prefix = inputs.embed(model)
     if calibration is None:
         cache = model.encode_prefix(prefix)
     else:
