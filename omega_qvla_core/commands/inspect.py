@@ -174,7 +174,8 @@ def _print(found: Inspection) -> None:
         scope = data["in_scope"]
         recipes = Table("recipe", "in-scope bytes", "saved", title=f"{scope['linears']} linears in scope")
         for name, value in data["predicted_bytes"].items():
-            recipes.add_row(name, f"{value:,}", f"{1 - value / max(1, scope['fp16_bytes']):.1%}")
+            saved = round(1 - value / max(1, scope["fp16_bytes"]), 3) + 0.0
+            recipes.add_row(name, f"{value:,}", f"{saved:.1%}")
         console.print(recipes)
     console.print(f"cameras: {escape(', '.join(found.cameras)) or 'not in the files'}", highlight=False)
     console.print(", ".join(f"{name} {value}" for name, value in found.dimensions.items()), highlight=False)
