@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +43,14 @@ class SiteResult:
         error: ``|y' - y| / |y|`` over the calibration sample, all steps together.
         per_step: The same per row of the tables' calibration (one entry outside the denoise loop).
         notes: What was done other than asked.
+        decision: Of the automatic choice: what was tried, measured and taken; None where nothing was chosen.
     """
 
     site: QuantizedSite
     error: float
     per_step: list[float]
     notes: list[str] = field(default_factory=list)
+    decision: dict[str, Any] | None = None
 
 
 def build_site(
@@ -183,6 +186,9 @@ def _weight_tensors(spec: SiteSpec, weight: Tensor, statistics: SiteStatistics) 
         blocks = [block.half() for block in output_rotation(weight, OUTPUT_BLOCK)]
         tensors.update(stack_blocks(blocks, "output_rotation"))
         rotated = _rotate_rows(rotated, unstack_blocks(tensors, "output_rotation"))
+    if recipe.low_rank:
+        tensors.update(low_rank_factors(rotated, recipe.low_rank))
+        rotated = rotated - tensors["low_rank_out"].double() @ tensors["low_rank_in"].double()
     hessian = None
     if recipe.solver in SOLVERS_WITH_HESSIAN:
         hessian = gram_in_basis(_hessian(spec, weight, statistics, centre), order, matrices)
@@ -200,6 +206,24 @@ def _weight_tensors(spec: SiteSpec, weight: Tensor, statistics: SiteStatistics) 
     if scales.dtype != torch.float16:
         notes.append("weight scales are stored in float32: they leave the range of float16")
     return tensors, notes
+
+
+def low_rank_factors(weight: Tensor, rank: int) -> dict[str, Tensor]:
+    """The largest singular directions of a weight (METHOD A.6), ``W ~ out in``, each taking half of the values.
+
+    Args:
+        weight: float64 ``[O, I]``, in the basis in which it is coded.
+        rank: At most ``min(O, I)`` are kept.
+
+    Returns:
+        ``low_rank_out`` float16 ``[O, r]`` and ``low_rank_in`` float16 ``[r, I]``.
+    """
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    root = values[:rank].sqrt()
+    return {
+        "low_rank_out": (left[:, :rank] * root).half().contiguous(),
+        "low_rank_in": (root[:, None] * right[:rank]).half().contiguous(),
+    }
 
 
 def _rotate_rows(weight: Tensor, blocks: list[Tensor]) -> Tensor:

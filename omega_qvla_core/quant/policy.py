@@ -173,7 +173,9 @@ def _record(
         source={"name": policy.spec.name, "sha256": tensors_hash(policy.model.state_dict())},
         calibration=manifest,
         sites={
-            one.site.spec.name: {"error": one.error, "per_step": one.per_step, "notes": one.notes} for one in results
+            one.site.spec.name: {"error": one.error, "per_step": one.per_step, "notes": one.notes}
+            | ({} if one.decision is None else {"decision": one.decision})
+            for one in results
         },
         libraries={"torch": torch.__version__, "safetensors": safetensors.__version__, "numpy": np.__version__},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from omega_qvla_core.errors import ConfigError
+from omega_qvla_core.quant.auto_choice import AutoChoice
 from omega_qvla_core.quant.recipe import FLOAT_BITS, Recipe, SideRecipe
 from omega_qvla_core.quant.registry import unknown_name
 
@@ -47,6 +48,7 @@ PRESETS: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         _both("executable_w4a4", _EXECUTABLE),
+        replace(_both("auto_w4a4", _EXECUTABLE), auto=AutoChoice()),
         Recipe("paper_w4a4", _PAPER_LANGUAGE, _PAPER_ACTION_HEAD),
         _both("w4a8", replace(_EXECUTABLE, activation_bits=8)),
         _both("w8a8", replace(_EXECUTABLE, weight_bits=8, activation_bits=8)),

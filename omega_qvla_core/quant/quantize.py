@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from omega_qvla_core.errors import ConfigError
+from omega_qvla_core.quant.auto import HALF_BYTES, Decision, choose, spend
 from omega_qvla_core.quant.build import SiteResult, build_site
 from omega_qvla_core.quant.calibrate import Calibration
 from omega_qvla_core.quant.linear import replace_linears
@@ -48,21 +51,64 @@ def quantize_linears(
         ConfigError: An override's pattern matches no linear.
     """
     check_overrides(recipe, sites)
+    jobs = [_Job(site, *part) for site in sites for part in split_site(site, recipe) if part[2].quantized]
+    taken = _choose(model, sites, jobs, recipe, calibration, progress) if recipe.auto is not None else {}
     results = []
     for index, site in enumerate(sites):
         if progress is not None:
             progress(index, len(sites), site.name)
-        for name, readers, side_recipe in split_site(site, recipe):
-            if not side_recipe.quantized:
-                continue
-            linears = [(reader, get_linear(model, reader)) for reader in readers]
+        for job in (job for job in jobs if job.site is site):
+            side_recipe, decision = taken.get(job.name, (job.recipe, None))
             statistics = calibration[site.name]
-            result = build_site(name, site.side, linears, statistics, side_recipe, min_tokens)
+            result = build_site(job.name, site.side, job.linears(model), statistics, side_recipe, min_tokens)
+            result.decision = decision
             replace_linears(model, result.site)
             results.append(result)
     if progress is not None:
         progress(len(sites), len(sites), "")
     return results
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Linears that are quantized together."""
+
+    site: InputSite
+    name: str
+    readers: tuple[str, ...]
+    recipe: SideRecipe
+
+    def linears(self, model: nn.Module) -> list[tuple[str, nn.Linear]]:
+        return [(reader, get_linear(model, reader)) for reader in self.readers]
+
+
+def _choose(
+    model: nn.Module,
+    sites: Sequence[InputSite],
+    jobs: Sequence[_Job],
+    recipe: Recipe,
+    calibration: Calibration,
+    progress: Progress | None,
+) -> dict[str, tuple[SideRecipe, dict[str, Any]]]:
+    """Per job's name the recipe that the automatic choice takes, and the record of the choice."""
+    auto = recipe.auto
+    decisions: list[Decision] = []
+    for index, job in enumerate(jobs):
+        if progress is not None:
+            progress(index, len(jobs), f"choose {job.name}")
+        linears = job.linears(model)
+        decisions.append(choose(job.name, job.site.side, linears, calibration[job.site.name], job.recipe, auto))
+    outcomes = [one.best for one in decisions]
+    if auto.byte_budget is not None:
+        every = [get_linear(model, reader) for site in sites for reader in site.readers]
+        quantized = [linear for job in jobs for _, linear in job.linears(model)]
+        left = sum(p.numel() for linear in every if linear not in quantized for p in linear.parameters()) * HALF_BYTES
+        in_float16 = sum(linear.weight.numel() for linear in quantized) * HALF_BYTES + left
+        outcomes = spend(decisions, int(auto.byte_budget * in_float16) - left)
+    return {
+        job.name: (outcome.recipe, decision.taking(outcome))
+        for job, decision, outcome in zip(jobs, decisions, outcomes)
+    }
 
 
 def split_site(site: InputSite, recipe: Recipe) -> list[tuple[str, tuple[str, ...], SideRecipe]]:

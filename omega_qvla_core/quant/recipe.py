@@ -15,6 +15,7 @@ from typing import Any
 
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.quant.activation import ACTIVATION_SCHEMES, CLIPS
+from omega_qvla_core.quant.auto_choice import AutoChoice
 from omega_qvla_core.quant.permute import PERMUTATION_SCORES, PERMUTATIONS
 from omega_qvla_core.quant.registry import unknown_name
 from omega_qvla_core.quant.rotation import ROTATIONS
@@ -64,6 +65,8 @@ class SideRecipe:
         percentile: Of the magnitude, for ``clip="percentile"``.
         per_step: One row of activation scales or clips per denoise step. Without it, one row for all steps.
         centring: Subtract the mean token (per step) before coding and add its product from a table.
+        low_rank: Rank of a float16 branch that carries the largest singular directions of the weight past the codes
+            (METHOD A.6); the codes hold the rest. 0 for none. Rank r costs ``2 r (O + I)`` bytes.
     """
 
     weight_bits: int = 4
@@ -87,6 +90,7 @@ class SideRecipe:
     percentile: float = 99.9
     per_step: bool = True
     centring: bool = False
+    low_rank: int = 0
 
     def __post_init__(self) -> None:
         _check_names(self)
@@ -127,6 +131,8 @@ class Recipe:
         action_head: For the action expert.
         overrides: Applied in order to linears whose names match; a later one wins.
         unquantized_dtype: How every tensor that is not quantized is stored: ``bfloat16`` or ``float32``.
+        auto: Choose some fields per input site by calibrated error, with ``language`` and ``action_head`` as the
+            starting point; None to take these as they are.
     """
 
     name: str
@@ -134,6 +140,7 @@ class Recipe:
     action_head: SideRecipe = field(default_factory=SideRecipe)
     overrides: tuple[Override, ...] = ()
     unquantized_dtype: str = "bfloat16"
+    auto: AutoChoice | None = None
 
     def __post_init__(self) -> None:
         _check_choice("unquantized_dtype", self.unquantized_dtype, UNQUANTIZED_DTYPES)
@@ -253,7 +260,7 @@ def _check_numbers(recipe: SideRecipe) -> None:
             raise ConfigError(f"recipe {name} is {bits}; it must be 2 to 8, or {FLOAT_BITS} for none")
     if recipe.smoothing is not None and not 0.0 <= recipe.smoothing <= 1.0:
         raise ConfigError(f"recipe smoothing is {recipe.smoothing}; it must be between 0 and 1, or null for none")
-    for name, lowest in (("block", 1), ("activation_group", 1), ("group", 0)):
+    for name, lowest in (("block", 1), ("activation_group", 1), ("group", 0), ("low_rank", 0)):
         if getattr(recipe, name) < lowest:
             raise ConfigError(f"recipe {name} is {getattr(recipe, name)}; it must be at least {lowest}")
     if not 0.0 <= recipe.damping <= 1.0:
@@ -276,6 +283,8 @@ def _check_combinations(recipe: SideRecipe) -> None:
     if recipe.clip not in ACTIVATION_SCHEMES[recipe.activation].clips:
         valid = ", ".join(ACTIVATION_SCHEMES[recipe.activation].clips)
         raise ConfigError(f"recipe clip {recipe.clip!r} does not go with activation {recipe.activation!r}; use {valid}")
+    if recipe.low_rank and recipe.output_rotation:
+        raise ConfigError("recipe low_rank does not go with output_rotation; choose one of them")
     if recipe.output_rotation and recipe.shared_input:
         raise ConfigError("recipe output_rotation needs shared_input false: it mixes the rows of one linear")
     if recipe.activation == "token_group" and recipe.group % recipe.activation_group:

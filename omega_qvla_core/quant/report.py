@@ -31,6 +31,8 @@ _PARTS = {
     "centre": "centring",
     "centre_bias": "centring",
     "bias": "bias",
+    "low_rank_in": "low_rank",
+    "low_rank_out": "low_rank",
 }
 
 

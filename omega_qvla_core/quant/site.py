@@ -86,6 +86,7 @@ class _Ready:
     weight: Any
     encode: Any
     restore: list[Tensor]
+    low_rank: tuple[Tensor, Tensor] | None
 
 
 @dataclass
@@ -106,7 +107,8 @@ class QuantizedSite(nn.Module):
         spec: What the site is.
         tensors: Stored tensors by name: ``codes``, ``scales``, optionally ``smooth``, ``order``, ``rotation``,
             ``rotation_tail``, ``output_rotation``, ``output_rotation_tail``, ``activation``, ``centre``,
-            ``centre_bias``, ``bias``. They become buffers as they are, so that a pack holds exactly what runs.
+            ``centre_bias``, ``bias``, ``low_rank_in`` ``[r, I]``, ``low_rank_out`` ``[O, r]``. They become buffers as
+            they are, so that a pack holds exactly what runs.
     """
 
     def __init__(self, spec: SiteSpec, tensors: Mapping[str, Tensor]) -> None:
@@ -133,7 +135,9 @@ class QuantizedSite(nn.Module):
         """Bytes of the stored buffers and of the working copies that this backend makes of them."""
         ready = self._ready or self._prepare()
         found: dict[int, int] = {}
-        _count_storages((self.tensors(), ready.transform, ready.rows, ready.weight, ready.restore), found)
+        _count_storages(
+            (self.tensors(), ready.transform, ready.rows, ready.weight, ready.restore, ready.low_rank), found
+        )
         return sum(found.values())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -198,14 +202,22 @@ class QuantizedSite(nn.Module):
         if spec.executable:
             u = ready.transform.apply(flat, spec.product_group)
             codes, scales = ready.encode(u, ready.rows[row], bits)
-            return kernels.backend(self.backend).linear(codes, scales, ready.weight)
+            y = kernels.backend(self.backend).linear(codes, scales, ready.weight)
+            return y if ready.low_rank is None else y + self._low_rank(u, ready.low_rank)
         u = self._simulation_layout(ready.transform.apply_flat(flat))
         codes, scales = ready.encode(u, ready.rows[row], bits)
         y = (codes * scales).transpose(0, 1).reshape(flat.shape[0], -1)[:, : spec.in_features] @ ready.weight
+        if ready.low_rank is not None:
+            return y + self._low_rank(u, ready.low_rank)
         if not ready.restore:
             return y
         parts = y.split([block.shape[0] for block in ready.restore], dim=1)
         return torch.cat([part @ block for part, block in zip(parts, ready.restore)], dim=1)
+
+    def _low_rank(self, u: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
+        """The branch that sees the transformed input ``[G, M, g]`` before it is coded: ``[M, O]``."""
+        flat = u.transpose(0, 1).reshape(u.shape[1], -1)[:, : self.spec.in_features]
+        return flat @ factors[0] @ factors[1]
 
     def _simulation_layout(self, u: Tensor) -> Tensor:
         """``[M, I]`` -> ``[G, M, g]`` for the scheme's scales (one group except for ``token_group``)."""
@@ -227,7 +239,10 @@ class QuantizedSite(nn.Module):
         else:
             weight = dequantized(spec, tensors).t().contiguous()
         encode = ACTIVATION_SCHEMES[recipe.activation].encode
-        self._ready = _Ready(transform, rows, weight, encode, restore)
+        low_rank = None
+        if "low_rank_in" in tensors:
+            low_rank = tensors["low_rank_in"].float().t(), tensors["low_rank_out"].float().t()
+        self._ready = _Ready(transform, rows, weight, encode, restore, low_rank)
         return self._ready
 
     def _grouped_weight(self, tensors: Mapping[str, Tensor]) -> GroupedWeight:

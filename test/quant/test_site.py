@@ -92,6 +92,8 @@ VARIANTS = {
     "rotation block unlike the group": {"block": 32},
     "small groups": {"group": 32, "activation_group": 16},
     "not shared": {"shared_input": False},
+    "low rank": {"low_rank": 8},
+    "low rank, simulated": {"low_rank": 8, "activation": "static_channel", "clip": "absmax"},
     "output rotation": {"shared_input": False, "output_rotation": True},
     "output rotation per token": {
         "shared_input": False,
