@@ -10,6 +10,8 @@ No Fast DDS profile is set here. The simulation's would hear nothing outside thi
 run) is for raw camera images that do not arrive, and has to be set where the camera driver runs as well.
 """
 
+from __future__ import annotations
+
 from launch import LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,

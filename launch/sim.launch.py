@@ -1,15 +1,19 @@
 """The simulated tabletop arm and the policy that drives it: two nodes on one computer.
 
     ros2 launch omega_qvla_ros sim.launch.py task:=lift:green
+    ros2 launch omega_qvla_ros sim.launch.py episodes:=9
     ros2 launch omega_qvla_ros sim.launch.py task:=place:blue instruction:="put the blue cube on the plate" viewer:=true
 
 The task is what the simulator judges, the instruction is what the arm is told. Another shell that wants to see the
 topics needs the same Fast DDS profile, in FASTDDS_DEFAULT_PROFILES_FILE: <share>/omega_qvla_ros/config/fastdds_shm.xml
 """
 
-import os
+from __future__ import annotations
 
-from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+import os
+from collections.abc import Callable
+
+from launch import Action, LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import (
     DeclareLaunchArgument,
     IncludeLaunchDescription,
@@ -17,6 +21,7 @@ from launch.actions import (
     SetEnvironmentVariable,
     Shutdown,
 )
+from launch.events.process import ProcessExited
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
@@ -60,10 +65,10 @@ ARGUMENTS = [
         "seed", default_value="", description="Seed of the start poses. Empty: the bridge's default."
     ),
     DeclareLaunchArgument(
-        "auto_reset",
-        default_value="true",
-        choices=["true", "false"],
-        description="After an episode begin the next one, with the next seed.",
+        "episodes",
+        default_value="0",
+        description="Run so many judged episodes of all tasks, colours and wordings, log the results and end. "
+        "0: the task and instruction given here.",
     ),
     DeclareLaunchArgument(
         "viewer",
@@ -95,6 +100,17 @@ ARGUMENTS = [
 ]
 
 
+def seed_parameter(context: LaunchContext, name: str) -> list[dict[str, ParameterValue]]:
+    """The argument ``seed`` under a node's own name for it, nothing where it was not given."""
+    seed = LaunchConfiguration("seed")
+    return [{name: ParameterValue(seed, value_type=int)}] if seed.perform(context) else []
+
+
+def end_with(reason: str) -> Callable[[ProcessExited, LaunchContext], list[Action] | None]:
+    """Ends the launch when a node ends. Not once more while it is ending: launch_ros reports that as an error."""
+    return lambda _, context: None if context.is_shutdown else [Shutdown(reason=reason)]
+
+
 def start_bridge(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The simulator with its cameras, joint states, clock and trajectory controller."""
     viewer = LaunchConfiguration("viewer").perform(context) == "true"
@@ -102,14 +118,11 @@ def start_bridge(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         PathJoinSubstitution([SHARE, "config", "mujoco_bridge_node.yaml"]),
         {
             "task": ParameterValue(LaunchConfiguration("task"), value_type=str),
-            "auto_reset": ParameterValue(LaunchConfiguration("auto_reset"), value_type=bool),
             "real_time_factor": ParameterValue(LaunchConfiguration("real_time_factor"), value_type=float),
             "viewer": viewer,
         },
     ]
-    seed = LaunchConfiguration("seed")
-    if seed.perform(context):
-        parameters.append({"seed": ParameterValue(seed, value_type=int)})
+    parameters += seed_parameter(context, "seed")
     bridge = Node(
         package="omega_qvla_ros",
         executable="mujoco_bridge_node",
@@ -120,7 +133,7 @@ def start_bridge(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         # A window needs GLFW. Without one EGL draws the camera images, or what this shell has chosen (osmesa).
         additional_env={"MUJOCO_GL": "glfw" if viewer else os.environ.get("MUJOCO_GL", "egl")},
         output="screen",
-        on_exit=lambda event, context: None if context.is_shutdown else [Shutdown(reason="the simulator ended")],
+        on_exit=end_with("the simulator ended"),
     )
     return [bridge]
 
@@ -145,6 +158,26 @@ def start_policy(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     return [IncludeLaunchDescription(source, launch_arguments=arguments.items())]
 
 
+def start_episodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """The node that asks for one episode after the other: stop, reset, tell, start, wait for the result."""
+    if LaunchConfiguration("episodes").perform(context) == "0":
+        return []
+    runner = Node(
+        package="omega_qvla_ros",
+        executable="episode_runner_node",
+        name="episode_runner_node",
+        namespace=LaunchConfiguration("namespace"),
+        parameters=[
+            PathJoinSubstitution([SHARE, "config", "episode_runner_node.yaml"]),
+            {"episodes": ParameterValue(LaunchConfiguration("episodes"), value_type=int)},
+            *seed_parameter(context, "first_seed"),
+        ],
+        output="screen",
+        on_exit=end_with("all episodes are done"),
+    )
+    return [runner]
+
+
 def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
@@ -153,5 +186,6 @@ def generate_launch_description() -> LaunchDescription:
             SetEnvironmentVariable(PROFILE_VARIABLE, PathJoinSubstitution([SHARE, "config", "fastdds_shm.xml"])),
             OpaqueFunction(function=start_bridge),
             OpaqueFunction(function=start_policy),
+            OpaqueFunction(function=start_episodes),
         ]
     )

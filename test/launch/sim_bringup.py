@@ -35,7 +35,6 @@ def generate_test_description() -> LaunchDescription:
     arguments = {
         "checkpoint": os.environ["SIM_TEST_CHECKPOINT"],
         "task": "touch:red",
-        "auto_reset": "false",
         "namespace": NAMESPACE,
     }
     return LaunchDescription(

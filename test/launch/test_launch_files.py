@@ -163,6 +163,12 @@ def test_sim_names_the_profile_as_the_fast_dds_of_jazzy_reads_it(monkeypatch):
     assert all(node.environment["FASTRTPS_DEFAULT_PROFILES_FILE"] == profile for node in started.values())
 
 
+def test_sim_runs_episodes_when_asked_to(monkeypatch):
+    started = start(LAUNCH / "sim.launch.py", {"episodes": "3", "seed": "400100"}, monkeypatch)
+    assert started["episode_runner_node"].parameters["episodes"] == 3
+    assert started["episode_runner_node"].parameters["first_seed"] == 400100
+
+
 def test_sim_offers_the_tasks_that_the_environment_has():
     task = next(argument for argument in arguments_of(LAUNCH / "sim.launch.py") if argument.name == "task")
     assert set(task.choices) == {f"{kind}:{colour}" for kind in KINDS for colour in COLOURS}
