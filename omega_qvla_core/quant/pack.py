@@ -1,15 +1,16 @@
 """Packs: a quantized policy in a folder, from which it comes back bit for bit without the original weights.
 
-``pack.safetensors`` holds ``quantized.SITE.TENSOR`` (codes two per byte, scales, rotations, tables) and ``float.NAME``
-(everything else, in bfloat16); its metadata holds the recipe, the description of every site, the calibration manifest
-and a hash over all tensors. ``config.json``, ``norm_stats.json`` and ``tokenizer.json`` lie beside it.
+``pack.safetensors`` holds ``quantized.SITE.TENSOR`` (codes two per byte, scales, rotations, tables),
+``part.NAME.TENSOR`` (scope ``whole``: token table, step tables, embodiment weights) and ``float.NAME`` (all else, in
+bfloat16); its metadata holds the recipe, the description of every site, the calibration manifest and a hash over all
+tensors. ``config.json``, ``norm_stats.json`` and ``tokenizer.json`` lie beside it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from omega_qvla_core.checkpoints.families import build_model
 from omega_qvla_core.checkpoints.folder import PACK_FILE, resolve_folder
 from omega_qvla_core.errors import ConfigError, PackError
 from omega_qvla_core.quant.linear import quantized_sites, replace_linears
+from omega_qvla_core.quant.parts import StoredPart, build_part, replace_module, stored_parts
 from omega_qvla_core.quant.policy import tensors_hash
 from omega_qvla_core.quant.recipe import Recipe
 from omega_qvla_core.quant.record import QuantizationRecord, attach_record, record_of
@@ -57,6 +59,10 @@ def save_pack(policy: Policy, folder: str | Path) -> Path:
         sites.append(dataclass_to_json(site.spec))
         for name, tensor in site.tensors().items():
             tensors[f"quantized.{site.spec.name}.{name}"] = tensor.detach().cpu().contiguous()
+    parts = dict(stored_parts(policy.model))
+    for part_name, part in parts.items():
+        for name, tensor in part.tensors().items():
+            tensors[f"part.{part_name}.{name}"] = tensor.detach().cpu().contiguous()
     for name, tensor in unquantized_tensors(policy.model).items():
         tensors[f"float.{name}"] = _stored(name, tensor, record.recipe)
     metadata = {
@@ -66,6 +72,8 @@ def save_pack(policy: Policy, folder: str | Path) -> Path:
         "record": json.dumps(record.to_json()),
         "sites": json.dumps(sites),
     }
+    if parts:
+        metadata["parts"] = json.dumps({name: part.spec for name, part in parts.items()})
     folder.mkdir(parents=True, exist_ok=True)
     write_description(policy.description, folder)
     # An interrupted write must not leave a file that a later load takes for the whole one.
@@ -95,12 +103,25 @@ def load_pack(folder: str | Path, device: str | torch.device = "cpu") -> Policy:
     if metadata["content_sha256"] != tensors_hash(tensors):
         raise PackError(f"{path} is damaged: its tensors do not match their hash; fetch it again")
     model = build_model(description.model).requires_grad_(False)
+    for name, part in _parts(path, metadata, tensors):
+        replace_module(model, name, part)
     for spec in _specs(path, metadata):
         replace_linears(model, _site(path, spec, tensors))
     _load_floats(path, model, tensors)
     _check_scope(path, model, record.recipe)
     attach_record(model, record)
     return Policy(model, description, device, quantization=record.recipe.name)
+
+
+def read_record(folder: Path) -> QuantizationRecord:
+    """What a pack folder says about its quantization; no tensor is read.
+
+    Raises:
+        PackError: The file is missing or damaged.
+        ConfigError: The record is of another version.
+    """
+    path = folder / PACK_FILE
+    return _record(path, _read(path, with_tensors=False)[0])
 
 
 def model_hash(description: PolicyDescription) -> str:
@@ -120,13 +141,13 @@ def _stored(name: str, tensor: Tensor, recipe: Recipe) -> Tensor:
     return stored.contiguous()
 
 
-def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+def _read(path: Path, with_tensors: bool = True) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     if not path.is_file():
         raise PackError(f"{path} is missing; a pack folder holds its tensors there")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            tensors = {name: file.get_tensor(name) for name in (file.keys() if with_tensors else ())}
     except (SafetensorError, OSError) as error:
         raise PackError(f"{path} is damaged ({error}); fetch it again") from error
     missing = [key for key in _METADATA if key not in metadata]
@@ -183,6 +204,18 @@ def _site(path: Path, spec: SiteSpec, tensors: Mapping[str, Tensor]) -> Quantize
     return QuantizedSite(spec, own)
 
 
+def _parts(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, StoredPart]]:
+    """What scope ``whole`` stores besides linears."""
+    try:
+        specs = json.loads(metadata.get("parts", "{}"))
+        for name, spec in specs.items():
+            prefix = f"part.{name}."
+            own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            yield name, build_part(f"{path}: {name}", spec, own)
+    except (json.JSONDecodeError, AttributeError, TypeError) as error:
+        raise PackError(f"{path} is damaged: its list of parts is unreadable ({error}); fetch it again") from error
+
+
 def _load_floats(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy every unquantized tensor; names and shapes must match exactly."""
     stored = {name.removeprefix("float."): tensor for name, tensor in tensors.items() if name.startswith("float.")}
@@ -202,6 +235,6 @@ def _load_floats(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) ->
 def _check_scope(path: Path, model: nn.Module, recipe: Recipe) -> None:
     """No linear may be left in float that the recipe quantizes."""
     for name, module in model.named_modules():
-        side = linear_side(name)
+        side = linear_side(name, whole=recipe.whole is not None)
         if side and isinstance(module, nn.Linear) and recipe.resolve(name, side).quantized:
             raise PackError(f"{path} holds no quantized {name}, though its recipe {recipe.name!r} asks for it")

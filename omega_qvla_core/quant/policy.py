@@ -18,8 +18,9 @@ from omega_qvla_core.quant.calibrate import RESERVOIR_TOKENS, Calibration, calib
 from omega_qvla_core.quant.quantize import Progress, check_overrides, quantize_linears
 from omega_qvla_core.quant.recipe import Recipe
 from omega_qvla_core.quant.record import QuantizationRecord, attach_record
-from omega_qvla_core.quant.report import QuantReport, compare_actions, report
-from omega_qvla_core.quant.scope import InputSite, find_sites
+from omega_qvla_core.quant.report import QuantReport, compare_actions, report, unquantized_tensors
+from omega_qvla_core.quant.scope import SIDES, InputSite, find_sites
+from omega_qvla_core.quant.whole import apply_whole, contract_embodiment
 from omega_qvla_core.runtime.policy import Policy
 
 # The published calibration uses ten observations (METHOD A.9); fewer leave scales to chance.
@@ -63,10 +64,12 @@ def quantize_policy(
         raise QuantizationError(
             f"{len(observations)} calibration observations; at least {MIN_OBSERVATIONS} are needed, 128 are better"
         )
-    sites = find_sites(policy.model)
+    sites = find_sites(policy.model, whole=recipe.whole is not None)
     check_overrides(recipe, sites)
     _check_finite(policy.model)
     model = copy.deepcopy(policy.model).float().requires_grad_(False)
+    if recipe.whole is not None:
+        apply_whole(model, recipe.whole, policy.spec.num_steps, contract_embodiment(policy.description))
     round_unquantized(model, recipe, sites)
     # The copy is calibrated with its rounded parts in place: that is where the quantized linears will work.
     rounded = Policy(model, policy.description, policy.device)
@@ -125,11 +128,11 @@ def round_unquantized(model: nn.Module, recipe: Recipe, sites: Sequence[InputSit
     sides = {reader: site.side for site in sites for reader in site.readers}
     other = getattr(torch, recipe.unquantized_dtype)
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
+        for name, tensor in unquantized_tensors(model).items():
             owner = name.rpartition(".")[0]
             if not tensor.is_floating_point() or (owner in sides and recipe.resolve(owner, sides[owner]).quantized):
                 continue
-            dtype = torch.float16 if owner in sides else other
+            dtype = torch.float16 if sides.get(owner) in SIDES else other
             if dtype == torch.float16 and float(tensor.abs().max()) > _LARGEST_HALF:
                 raise QuantizationError(f"{name} has values beyond float16; quantize it or check the checkpoint")
             tensor.copy_(tensor.to(dtype))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.quant.auto_choice import AutoChoice
-from omega_qvla_core.quant.recipe import FLOAT_BITS, Recipe, SideRecipe
+from omega_qvla_core.quant.recipe import FLOAT_BITS, Recipe, SideRecipe, WholeRecipe
 from omega_qvla_core.quant.registry import unknown_name
 
 _EXECUTABLE = SideRecipe()
@@ -37,6 +37,8 @@ _STATIC_ABSMAX = SideRecipe(
     per_step=False,
 )
 _STATIC_CLIP = replace(_STATIC_ABSMAX, scale_grid="fine", clip="mse")
+# Needs no calibration, so that a model of any size goes through layer by layer.
+_RTN = replace(_EXECUTABLE, smoothing=None, solver="rtn", scale_grid="paper", clip="absmax", per_step=False)
 _FLOAT = replace(_EXECUTABLE, weight_bits=FLOAT_BITS, activation_bits=FLOAT_BITS, activation="none", clip="absmax")
 
 
@@ -54,6 +56,9 @@ PRESETS: dict[str, Recipe] = {
         _both("w8a8", replace(_EXECUTABLE, weight_bits=8, activation_bits=8)),
         _both("w4a16", replace(_EXECUTABLE, activation_bits=FLOAT_BITS, activation="none", clip="absmax")),
         _both("fp16", _FLOAT),
+        _both("rtn", _RTN),
+        Recipe("rtn_whole", _RTN, _RTN, whole=WholeRecipe()),
+        Recipe("executable_whole", _EXECUTABLE, _EXECUTABLE, whole=WholeRecipe()),
         _both("rtn_static_absmax", _STATIC_ABSMAX),
         _both("rtn_static_absmax_hadamard", replace(_STATIC_ABSMAX, rotation="hadamard")),
         _both("static_clip", _STATIC_CLIP),

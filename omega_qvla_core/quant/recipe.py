@@ -30,6 +30,7 @@ FLOAT_BITS = 16
 
 HESSIAN_WEIGHTS = ("uniform", "output_energy")
 UNQUANTIZED_DTYPES = ("bfloat16", "float32")
+_PART_BITS = (4, 8)
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,53 @@ class SideRecipe:
         return self.quantized and ACTIVATION_SCHEMES[self.activation].executable and not self.output_rotation
 
 
+def eight_bit_side(weight_bits: int = 8, group: int = 0) -> SideRecipe:
+    """8-bit codes per token, weights rounded to nearest. Scales per row: at 8 bits more of them buy nothing."""
+    return SideRecipe(
+        weight_bits=weight_bits,
+        activation_bits=8,
+        smoothing=None,
+        solver="rtn",
+        group=group,
+        activation="token",
+        clip="absmax",
+        per_step=False,
+    )
+
+
+@dataclass(frozen=True)
+class WholeRecipe:
+    """What scope ``whole`` adds to a recipe.
+
+    Attributes:
+        vision: Linears of the vision tower.
+        adapter: Linears of projectors and of the adapter over the features.
+        embedding_bits: 4 or 8, of the token table.
+        embedding_group: Columns per scale of the token table, 0 for one scale per row.
+        embodiment_bits: 4 or 8, of embodiment-specific weights.
+        embodiment_group: Columns per scale of these, 0 for one scale per row.
+        embodiments: ``all``, or ``contract``: only the embodiment that the robot setup names.
+    """
+
+    vision: SideRecipe = field(default_factory=eight_bit_side)
+    adapter: SideRecipe = field(default_factory=lambda: eight_bit_side(4, 64))
+    embedding_bits: int = 4
+    embedding_group: int = 64
+    embodiment_bits: int = 8
+    embodiment_group: int = 0
+    embodiments: str = "all"
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_bits", "embodiment_bits"):
+            if getattr(self, name) not in _PART_BITS:
+                raise ConfigError(f"recipe whole.{name} is {getattr(self, name)}; it must be 4 or 8")
+        for name in ("embedding_group", "embodiment_group"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"recipe whole.{name} is {getattr(self, name)}; it must be at least 0")
+        if self.embodiments not in ("all", "contract"):
+            raise ConfigError(f"recipe whole.embodiments is {self.embodiments!r}; it must be 'all' or 'contract'")
+
+
 @dataclass(frozen=True)
 class Override:
     """Fields of the side's recipe that differ for some linears.
@@ -133,6 +181,7 @@ class Recipe:
         unquantized_dtype: How every tensor that is not quantized is stored: ``bfloat16`` or ``float32``.
         auto: Choose some fields per input site by calibrated error, with ``language`` and ``action_head`` as the
             starting point; None to take these as they are.
+        whole: How scope ``whole`` treats all beyond the published linears; None for scope ``paper``.
     """
 
     name: str
@@ -141,6 +190,7 @@ class Recipe:
     overrides: tuple[Override, ...] = ()
     unquantized_dtype: str = "bfloat16"
     auto: AutoChoice | None = None
+    whole: WholeRecipe | None = None
 
     def __post_init__(self) -> None:
         _check_choice("unquantized_dtype", self.unquantized_dtype, UNQUANTIZED_DTYPES)
@@ -180,7 +230,7 @@ class Recipe:
 
     def resolve(self, linear: str, side: str) -> SideRecipe:
         """The recipe of one linear: its side's, with every matching override."""
-        recipe = getattr(self, side)
+        recipe = getattr(self if hasattr(self, side) else self.whole, side)
         for override in self.overrides:
             if fnmatch.fnmatchcase(linear, override.pattern):
                 recipe = _overridden(recipe, override)

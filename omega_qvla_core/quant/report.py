@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from omega_qvla_core.quant.linear import QuantizedLinear, quantized_sites
+from omega_qvla_core.quant.parts import StoredPart, stored_parts
 from omega_qvla_core.quant.record import record_of
 from omega_qvla_core.quant.scope import linear_side
 from omega_qvla_core.quant.site import QuantizedSite
@@ -100,6 +101,8 @@ class QuantReport:
         resident_bytes: What the quantized sites keep in memory once they have run, stored buffers included.
         actions: Action error, if it was measured.
         left_at_16_bits: In-scope linears that the recipe leaves.
+        parts_fp16_bytes: What scope ``whole`` replaced besides linears, as float16.
+        parts_bytes: What stands in its place (token table, step tables, embodiment weights).
     """
 
     recipe: str
@@ -110,16 +113,19 @@ class QuantReport:
     resident_bytes: int
     actions: ActionError | None = None
     left_at_16_bits: tuple[str, ...] = ()
+    parts_fp16_bytes: int = 0
+    parts_bytes: int = 0
 
     @property
     def whole_fp16_bytes(self) -> int:
         """Every tensor of the model, the in-scope ones as float16, the others as stored."""
-        return self.fp16_bytes + self.other_bytes
+        return self.fp16_bytes + self.parts_fp16_bytes + self.other_bytes
 
     @property
     def whole_saved(self) -> float:
         """Share of ``whole_fp16_bytes`` that is saved, 0 to 1."""
-        return 1 - (self.quantized_bytes + self.other_bytes) / self.whole_fp16_bytes if self.whole_fp16_bytes else 0.0
+        stored = self.quantized_bytes + self.parts_bytes + self.other_bytes
+        return 1 - stored / self.whole_fp16_bytes if self.whole_fp16_bytes else 0.0
 
     @property
     def saved(self) -> float:
@@ -170,6 +176,7 @@ def report(policy: Policy, actions: ActionError | None = None) -> QuantReport:
     record = record_of(model)
     sites = tuple(_site_report(site, record.sites.get(site.spec.name, {})) for site in quantized_sites(model))
     left = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and linear_side(name)}
+    parts = [part for _, part in stored_parts(model)]
     left_bytes = sum(tensor.numel() for m in left.values() for tensor in m.parameters()) * _HALF_BYTES
     return QuantReport(
         recipe=record.recipe.name,
@@ -180,6 +187,8 @@ def report(policy: Policy, actions: ActionError | None = None) -> QuantReport:
         resident_bytes=sum(site.resident_bytes() for site in quantized_sites(model)),
         actions=actions,
         left_at_16_bits=tuple(left),
+        parts_fp16_bytes=sum(part.spec["replaced"] for part in parts) * _HALF_BYTES,
+        parts_bytes=sum(t.numel() * t.element_size() for part in parts for t in part.buffers()),
     )
 
 
@@ -205,8 +214,9 @@ def compare_actions(ours: Tensor, theirs: Tensor) -> ActionError:
 
 
 def unquantized_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor of the state dict that belongs to no quantized site."""
-    owners = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, QuantizedLinear))
+    """Every tensor of the state dict that belongs to no quantized site and to no part of scope ``whole``."""
+    kinds = (QuantizedLinear, StoredPart)
+    owners = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, kinds))
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(owners)}
 
 
