@@ -14,7 +14,7 @@ from torch import nn
 
 import omega_qvla_core
 from omega_qvla_core.checkpoints.description import CONFIG_FILE, PolicyDescription, read_description, write_description
-from omega_qvla_core.checkpoints.families import build_model, family_of_config
+from omega_qvla_core.checkpoints.families import build_empty, build_model, check_depths, family_of_config
 from omega_qvla_core.checkpoints.foundation import FoundationDescription
 from omega_qvla_core.checkpoints.layouts import PACK_FILE
 from omega_qvla_core.checkpoints.strict_loading import matching_names
@@ -67,10 +67,11 @@ def load_checkpoint(folder: Path) -> tuple[PolicyDescription, Pi05]:
         ConfigError: If a JSON file's content is not valid.
     """
     description = read_description(folder)
-    with torch.device("meta"):
-        expected = build_model(description.model)
     # Checked before anything is allocated: a wrong size in config.json must not fill the memory.
-    matching_names(expected.state_dict(), find_weights(folder), family_of_config(description.model))
+    weights, where = find_weights(folder), str(folder / CONFIG_FILE)
+    check_depths(description.model, len(weights.tensors), where)
+    empty = build_empty(description.model, where)
+    matching_names(empty.state_dict(), weights, family_of_config(description.model))
     model = build_model(description.model)
     load_weights(model, folder / WEIGHTS_FILE)
     return description, model.eval()

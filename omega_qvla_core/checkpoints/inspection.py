@@ -11,6 +11,7 @@ from omega_qvla_core.checkpoints import lerobot, nvidia
 from omega_qvla_core.checkpoints.description import read_description
 from omega_qvla_core.checkpoints.layouts import PACK_FILE, detect
 from omega_qvla_core.checkpoints.loading import Headers, describe, read_headers
+from omega_qvla_core.checkpoints.pi05_sizes import DEFAULT_STEPS, number
 from omega_qvla_core.checkpoints.tensor_names import model_names
 from omega_qvla_core.checkpoints.weight_files import WeightFiles, read_header
 from omega_qvla_core.errors import OmegaQVLAError
@@ -243,6 +244,8 @@ def _stated_steps(headers: Headers) -> int:
     config, robot = headers.detected.config, headers.sidecar.robot
     if robot is not None and robot.num_steps is not None:
         return robot.num_steps
+    where = str(headers.folder / "config.json")
     if headers.detected.layout == "nvidia":
-        return int(config.get("action_head_cfg", {}).get("num_inference_timesteps", nvidia.DEFAULT_STEPS))
-    return int(config.get("num_inference_steps", lerobot.DEFAULT_STEPS))
+        found = config["action_head_cfg"].get("num_inference_timesteps", nvidia.DEFAULT_STEPS)
+        return number(found, "num_inference_timesteps", where)
+    return number(config.get("num_inference_steps", DEFAULT_STEPS), "num_inference_steps", where)

@@ -98,7 +98,7 @@ def _refuse_pi0(weights: WeightFiles) -> None:
 
 def _own(folder: Path, config: dict[str, Any]) -> Detected:
     family = config.get("family")
-    if family not in FAMILY_TITLES:
+    if not isinstance(family, str) or family not in FAMILY_TITLES:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: family is {family!r}; this release reads {', '.join(FAMILY_TITLES)}"
         )

@@ -10,15 +10,13 @@ from torch import nn
 
 from omega_qvla_core.checkpoints import lerobot, nvidia, openpi
 from omega_qvla_core.checkpoints.description import PolicyDescription, read_description
-from omega_qvla_core.checkpoints.families import ModelConfig, build_model
+from omega_qvla_core.checkpoints.families import ModelConfig, build_empty, check_depths, model_config
 from omega_qvla_core.checkpoints.foundation import FoundationDescription
 from omega_qvla_core.checkpoints.layouts import Detected, detect
 from omega_qvla_core.checkpoints.pi05_sizes import lerobot_config, openpi_config
-from omega_qvla_core.checkpoints.sidecar import Sidecar, read_sidecar
+from omega_qvla_core.checkpoints.sidecar import SIDECAR_FILE, Sidecar, read_sidecar
 from omega_qvla_core.checkpoints.strict_loading import load_model
 from omega_qvla_core.checkpoints.weight_files import WeightFiles, find_weights
-from omega_qvla_core.models.gr00t_config import Gr00tConfig
-from omega_qvla_core.models.pi05_config import Pi05Config
 from omega_qvla_core.processing.robot_setup import RobotSetup
 
 Description = PolicyDescription | FoundationDescription
@@ -53,7 +51,9 @@ def read_headers(folder: Path, robot: RobotSetup | str | Path | None = None, tok
     detected = detect(folder)
     sidecar = read_sidecar(folder, robot, tokenizer)
     weights = find_weights(folder)
-    return Headers(folder, detected, sidecar, weights, _model_config(folder, detected, sidecar, weights))
+    model = _model_config(folder, detected, sidecar, weights)
+    check_depths(model, len(weights.tensors), str(folder / "config.json"))
+    return Headers(folder, detected, sidecar, weights, model)
 
 
 def describe(headers: Headers) -> Description:
@@ -81,7 +81,8 @@ def load_foundation(headers: Headers, dtype: torch.dtype) -> tuple[Description, 
         ConfigError: See ``describe``.
     """
     description = describe(headers)
-    model = load_model(lambda: build_model(headers.model), headers.weights, headers.detected.family, dtype)
+    where = str(headers.folder / "config.json")
+    model = load_model(lambda: build_empty(headers.model, where), headers.weights, headers.detected.family, dtype)
     return description, model
 
 
@@ -90,8 +91,7 @@ def _model_config(folder: Path, detected: Detected, sidecar: Sidecar, weights: W
     if detected.layout in ("omega_qvla", "pack"):
         return read_description(folder).model
     if sidecar.model is not None:
-        kind = Gr00tConfig if detected.family == "gr00t_n15" else Pi05Config
-        return kind.from_json(sidecar.model, f"{folder / 'omega_qvla.json'}: model")
+        return model_config(detected.family, sidecar.model, f"{folder / SIDECAR_FILE}: model")
     if detected.layout == "nvidia":
         return nvidia.gr00t_config(folder, config)
     if detected.layout == "lerobot":

@@ -69,7 +69,11 @@ def openpi_config(config: Mapping[str, Any], horizon: int | None, weights: Weigh
         ConfigError: If sizes are missing or contradict each other.
     """
     if config.get("kind") == "pi05":
-        found = Pi05Config.from_reference_json(config)
+        try:
+            # Through our own reader, which checks the type of every number.
+            found = Pi05Config.from_json(Pi05Config.from_reference_json(config).to_json(), where)
+        except (TypeError, ZeroDivisionError) as error:
+            raise ConfigError(f"{where}: a size is no positive number ({error})") from error
         if horizon not in (None, found.action_horizon):
             raise ConfigError(f"{where}: action_horizon is {found.action_horizon}, robot.horizon {horizon}; must agree")
         return found

@@ -263,6 +263,26 @@ BAD = {
         edit("omega_qvla.json", lambda data: data["robot"].update(state_names=["elbow", "shoulder", "gripper"])),
         ["'shoulder' is delta", "same index"],
     ),
+    "size of another type": (
+        "openpi",
+        edit("config.json", lambda data: data.update(lm_mlp_dim="many")),
+        ["config.json: a size is no positive number"],
+    ),
+    "absurd depth": (
+        "openpi",
+        edit("config.json", lambda data: data.update(lm_depth=10**12)),
+        ["config.json: the language has 1000000000000 layers"],
+    ),
+    "absurd width": (
+        "openpi",
+        edit("config.json", lambda data: data.update(action_dim=10**30)),
+        ["config.json: no model has these sizes"],
+    ),
+    "tokenizer without its unknown-token": (
+        "openpi",
+        edit("tokenizer.json", lambda data: data["model"]["vocab"].pop("<unk>")),
+        ["tokenizer.json is not a tokenizer"],
+    ),
     "horizon": (
         "openpi",
         edit("omega_qvla.json", lambda data: data["robot"].update(horizon=50)),

@@ -77,7 +77,10 @@ class TextTokenizer:
             CheckpointError: If it is none; the message names ``where``.
         """
         try:
-            return cls(Tokenizer.from_str(text), where)
+            found = cls(Tokenizer.from_str(text), where)
+            # Some faults show in use only, such as an unknown-token that is not in the vocabulary.
+            found.encode("pick up the red cube 0 \u00e9\u4e2d")
+            return found
         except Exception as error:  # the library raises bare Exception for every kind of bad file
             raise CheckpointError(f"{where} is not a tokenizer ({error}); fetch it again") from error
 
