@@ -1,0 +1,376 @@
+"""Quantize a checkpoint that need not fit into memory: unit by unit from disk, finished units are kept.
+
+A unit is an input site, a part of scope ``whole``, or a handful of tensors that stay. For each one only its own tensors
+are read, and its own file is written; at the end the files become one pack, the same as ``save_pack`` writes. After a
+kill the same call goes on where it was.
+
+Recipes without calibration (``rtn``, ``rtn_whole``) need nothing else. Others take a ``Calibration`` of the same model,
+which somebody with enough memory has made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from omega_qvla_core.checkpoints.description import write_description
+from omega_qvla_core.checkpoints.families import family_of_config
+from omega_qvla_core.checkpoints.folder import PACK_FILE
+from omega_qvla_core.checkpoints.loading import Description, Headers, describe, read_headers
+from omega_qvla_core.checkpoints.strict_loading import matching_names
+from omega_qvla_core.errors import PackError, QuantizationError
+from omega_qvla_core.processing.robot_setup import RobotSetup
+from omega_qvla_core.quant.build import build_site
+from omega_qvla_core.quant.calibrate import Calibration
+from omega_qvla_core.quant.memory import meta_model
+from omega_qvla_core.quant.pack import PACK_FORMAT, model_hash
+from omega_qvla_core.quant.part_files import merge_units, read_info, write_unit
+from omega_qvla_core.quant.parts import StoredPart, replace_module
+from omega_qvla_core.quant.quantize import Progress, check_overrides, split_site
+from omega_qvla_core.quant.recipe import FLOAT_BITS, Recipe, SideRecipe
+from omega_qvla_core.quant.record import QuantizationRecord
+from omega_qvla_core.quant.scope import SIDES, InputSite, find_sites
+from omega_qvla_core.quant.solver import SOLVERS_WITH_HESSIAN
+from omega_qvla_core.quant.streaming_source import CheckpointSource, Probe
+from omega_qvla_core.quant.whole import (
+    build_whole_part,
+    contract_embodiment,
+    kept_embodiments,
+    modulation_rows,
+    step_device_names,
+    table_names,
+    unread_names,
+    whole_targets,
+)
+from omega_qvla_core.strict_json import dataclass_to_json, write_json
+
+UNITS_FOLDER = "units"
+_STATE_FILE = "state.json"
+
+# Tensors that stay as they are go together up to this size.
+_FLOATS_BYTES = 256 << 20
+
+_PROBE_NOTE = "no calibration: the error is on random normal inputs"
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """What a run did.
+
+    Attributes:
+        pack: The pack.
+        units: Units of the model.
+        resumed: Units that an earlier run had finished.
+        seconds: Of this run.
+        peak_bytes: Largest resident memory of this process so far.
+        file_bytes: Size of the pack.
+        worst: Site of the largest error, and that error.
+    """
+
+    pack: Path
+    units: int
+    resumed: int
+    seconds: float
+    peak_bytes: int
+    file_bytes: int
+    worst: tuple[str, float]
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """One step of the work: a site, a part, the step tables, or tensors that stay."""
+
+    name: str
+    kind: str
+    tensors: tuple[str, ...]
+    site: InputSite | None = None
+
+
+def needs_calibration(recipe: Recipe) -> bool:
+    """Whether anything in a recipe is chosen by what the model sees."""
+    sides = [recipe.language, recipe.action_head]
+    if recipe.whole is not None:
+        sides += [recipe.whole.vision, recipe.whole.adapter]
+    return recipe.auto is not None or any(_side_needs_calibration(side) for side in sides)
+
+
+def _side_needs_calibration(side: SideRecipe) -> bool:
+    if not side.quantized:
+        return False
+    by_activation = side.permutation != "none" and side.permutation_score != "weight"
+    fitted = side.activation_bits != FLOAT_BITS and (
+        side.activation.startswith("static") or side.clip != "absmax" or side.per_step
+    )
+    return bool(
+        side.smoothing is not None or side.solver in SOLVERS_WITH_HESSIAN or side.centring or by_activation or fitted
+    )
+
+
+def quantize_checkpoint(
+    folder: str | Path,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    robot: RobotSetup | str | Path | None = None,
+    tokenizer: Path | None = None,
+    calibration: Calibration | None = None,
+    progress: Progress | None = None,
+) -> StreamResult:
+    """Quantize an unquantized checkpoint folder of any layout into a pack.
+
+    Args:
+        folder: The checkpoint; its files are read tensor by tensor.
+        recipe: How. Without ``calibration`` one that needs none.
+        out: Folder of the pack. ``units`` in it holds what is finished until the pack is whole.
+        robot: As in ``Policy.load``.
+        tokenizer: As in ``Policy.load``.
+        calibration: Statistics over the sites of the same model.
+        progress: Called with (done, total, what is next).
+
+    Raises:
+        QuantizationError: The recipe needs a calibration, or a layer cannot be done as it asks.
+        PackError: ``out`` holds units of another recipe or checkpoint.
+        CheckpointError: The checkpoint is damaged or of another model than its configuration says.
+        ConfigError: A configuration is not valid.
+    """
+    started = time.monotonic()
+    if recipe.auto is not None or (calibration is None and needs_calibration(recipe)):
+        raise QuantizationError(
+            f"recipe {recipe.name!r} is fitted to what the model sees; give a calibration, use 'rtn' or 'rtn_whole', "
+            "or quantize in memory"
+        )
+    job = _Job(read_headers(Path(folder), robot, tokenizer), recipe, calibration, Path(out))
+    resumed = job.run(progress)
+    job.finish()
+    return StreamResult(
+        pack=job.pack,
+        units=len(job.units),
+        resumed=resumed,
+        seconds=time.monotonic() - started,
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        file_bytes=job.pack.stat().st_size,
+        worst=job.worst,
+    )
+
+
+class _Job:
+    """One checkpoint on its way into a pack."""
+
+    def __init__(self, headers: Headers, recipe: Recipe, calibration: Calibration | None, out: Path) -> None:
+        self.recipe, self.calibration = recipe, calibration
+        self.description: Description = describe(headers)
+        self.model = meta_model(headers.model).requires_grad_(False)
+        family = family_of_config(headers.model)
+        self.source = CheckpointSource(
+            headers.weights, matching_names(self.model.state_dict(), headers.weights, family)
+        )
+        self.sites = find_sites(self.model, whole=recipe.whole is not None)
+        check_overrides(recipe, self.sites)
+        self.num_steps = self.description.spec().num_steps
+        self.kept: tuple[int, ...] = ()
+        if recipe.whole is not None:
+            contract = contract_embodiment(self.description)
+            self.kept = kept_embodiments(self.model, recipe.whole, contract)
+        self.units = tuple(_units(self.model, self.sites, recipe))
+        self.pack = out / PACK_FILE
+        self.folder = out / UNITS_FOLDER
+        self.worst = ("", 0.0)
+
+    def run(self, progress: Progress | None) -> int:
+        """Do what is not done yet; returns how many units were."""
+        self._open_folder()
+        resumed = 0
+        for index, unit in enumerate(self.units):
+            path = self._path(index)
+            if read_info(path) is not None:
+                resumed += 1
+                continue
+            if progress is not None:
+                progress(index, len(self.units), unit.name)
+            with torch.no_grad():
+                tensors, info = self._do(unit)
+            write_unit(path, tensors, {"unit": unit.name, "source_sha256": self.source.digest(unit.tensors), **info})
+        if progress is not None:
+            progress(len(self.units), len(self.units), "")
+        return resumed
+
+    def finish(self) -> None:
+        """Merge the units into the pack and remove them."""
+        paths = [self._path(index) for index in range(len(self.units))]
+        infos = [read_info(path) or {} for path in paths]
+        specs = [spec for info in infos for spec in info.get("sites", [])]
+        results = {name: one for info in infos for name, one in info.get("results", {}).items()}
+        parts = {name: spec for info in infos for name, spec in info.get("parts", {}).items()}
+        metadata = {
+            "format": PACK_FORMAT,
+            "model_sha256": model_hash(self.description),
+            "record": json.dumps(self._record(infos, results).to_json()),
+            "sites": json.dumps(specs),
+        }
+        if parts:
+            metadata["parts"] = json.dumps(parts)
+        merge_units(paths, self.pack, metadata)
+        write_description(self.description, self.pack.parent)
+        shutil.rmtree(self.folder)
+        if results:
+            self.worst = max(((name, one["error"]) for name, one in results.items()), key=lambda pair: pair[1])
+
+    def _open_folder(self) -> None:
+        state = {
+            "recipe": self.recipe.to_json(),
+            "model_sha256": model_hash(self.description),
+            "source": self.source.identity(),
+            "calibration": self.calibration is not None,
+        }
+        path = self.folder / _STATE_FILE
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(state)):
+            raise PackError(
+                f"{self.folder} holds units of another recipe or checkpoint; delete it or give another folder"
+            )
+        write_json(path, state)
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.safetensors"
+
+    def _do(self, unit: _Unit) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        if unit.site is not None:
+            return self._site(unit.site)
+        if unit.kind == "floats":
+            return {f"float.{name}": self._rounded(name) for name in unit.tensors}, {}
+        if unit.kind == "tables":
+            return self._tables()
+        part = self._part(unit.name, {})
+        return _part_tensors(unit.name, part), {"parts": {unit.name: part.spec}}
+
+    def _site(self, site: InputSite) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors: dict[str, Tensor] = {}
+        specs, results = [], {}
+        for name, readers, chosen in split_site(site, self.recipe):
+            if not chosen.quantized:
+                tensors.update({f"float.{one}": self._rounded(one) for one in _own_tensors(self.model, readers)})
+                continue
+            linears = [(reader, self._filled(reader)) for reader in readers]
+            columns = linears[0][1].in_features
+            statistics = Probe(columns) if self.calibration is None else self.calibration[site.name]
+            result = build_site(name, site.side, linears, statistics, chosen)  # type: ignore[arg-type]
+            specs.append(dataclass_to_json(result.site.spec))
+            notes = [*result.notes, _PROBE_NOTE] if self.calibration is None else result.notes
+            results[name] = {"error": result.error, "per_step": result.per_step, "notes": notes}
+            tensors.update({f"quantized.{name}.{key}": value for key, value in result.site.tensors().items()})
+        return tensors, {"sites": specs, "results": results}
+
+    def _tables(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Every modulation layer and what feeds them: they are computed together."""
+        needed = (*table_names(self.model), *unread_names(self.model), *step_device_names(self.model))
+        for name in needed:
+            self._filled(name)
+        rows = modulation_rows(self.model, self.num_steps)
+        self.model.forget_step_tables()
+        tensors, specs = {}, {}
+        for name in (*table_names(self.model), *unread_names(self.model)):
+            part = self._part(name, rows)
+            tensors.update(_part_tensors(name, part))
+            specs[name] = part.spec
+        for name in needed:
+            self.model.get_submodule(name).to("meta")
+        return tensors, {"parts": specs}
+
+    def _part(self, name: str, rows: dict[str, Tensor]) -> StoredPart:
+        module = self.model.get_submodule(name) if rows else self._filled(name)
+        part = build_whole_part(name, module, rows, self.recipe.whole, self.kept)  # type: ignore[arg-type]
+        if not rows:
+            module.to("meta")
+        return part
+
+    def _filled(self, name: str) -> Any:
+        """A module of the model with its tensors in float32; linears as copies, so that the model stays without."""
+        module = self.model.get_submodule(name)
+        if isinstance(module, nn.Linear) and name not in table_names(self.model) + unread_names(self.model):
+            module = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
+            if name in step_device_names(self.model):
+                replace_module(self.model, name, module)
+        for key, parameter in list(module.named_parameters()):
+            owner, _, leaf = key.rpartition(".")
+            tensor = self.source.get(f"{name}.{key}").to(parameter.dtype)
+            module.get_submodule(owner)._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+        return module
+
+    def _rounded(self, name: str) -> Tensor:
+        """A tensor that stays, in the type that a pack stores it in."""
+        side = next((s.side for s in self.sites if name.rpartition(".")[0] in s.readers), None)
+        dtype = torch.float16 if side in SIDES else getattr(torch, self.recipe.unquantized_dtype)
+        tensor = self.source.get(name)
+        stored = tensor.to(dtype)
+        if not torch.isfinite(tensor).all() or not torch.isfinite(stored).all():
+            raise QuantizationError(f"{name} holds NaN, Inf or values beyond {dtype}; check the checkpoint")
+        return stored
+
+    def _record(self, infos: Sequence[dict[str, Any]], results: dict[str, Any]) -> QuantizationRecord:
+        digest = hashlib.sha256("".join(str(info.get("source_sha256")) for info in infos).encode()).hexdigest()
+        manifest: dict[str, Any] = {"observations": 0, "sha256": [], "noise_seeds": [], "reservoir_tokens": 0}
+        if self.calibration is not None:
+            manifest["reservoir_tokens"] = self.calibration.reservoir_tokens
+            manifest["noise_seeds"] = [self.calibration.seed]
+        return QuantizationRecord(
+            recipe=self.recipe,
+            num_steps=self.num_steps,
+            source={"name": self.description.name, "sha256": digest},
+            calibration=manifest,
+            sites=results,
+            libraries={"torch": torch.__version__, "safetensors": safetensors.__version__, "numpy": np.__version__},
+        )
+
+
+def _units(model: nn.Module, sites: Sequence[InputSite], recipe: Recipe) -> Iterator[_Unit]:
+    done: set[str] = set()
+    for site in sites:
+        names = _own_tensors(model, site.readers)
+        done.update(names)
+        yield _Unit(site.name, "site", names, site)
+    if recipe.whole is not None:
+        tables = (*table_names(model), *unread_names(model))
+        names = _own_tensors(model, tables)
+        done.update(names)
+        yield _Unit("step tables", "tables", names)
+        for name in whole_targets(model):
+            if name not in tables:
+                names = _own_tensors(model, (name,))
+                done.update(names)
+                yield _Unit(name, "part", names)
+    yield from _float_units(model, done)
+
+
+def _float_units(model: nn.Module, done: set[str]) -> Iterator[_Unit]:
+    batch: list[str] = []
+    size = count = 0
+    for name, tensor in model.state_dict().items():
+        if name in done:
+            continue
+        if batch and size + tensor.numel() * 2 > _FLOATS_BYTES:
+            yield _Unit(f"unquantized tensors {count}", "floats", tuple(batch))
+            batch, size, count = [], 0, count + 1
+        batch.append(name)
+        size += tensor.numel() * 2
+    if batch:
+        yield _Unit(f"unquantized tensors {count}", "floats", tuple(batch))
+
+
+def _own_tensors(model: nn.Module, modules: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{name}.{key}" for name in modules for key, _ in model.get_submodule(name).named_parameters())
+
+
+def _part_tensors(name: str, part: StoredPart) -> dict[str, Tensor]:
+    return {f"part.{name}.{key}": tensor for key, tensor in part.tensors().items()}
