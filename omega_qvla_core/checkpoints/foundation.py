@@ -210,6 +210,6 @@ def _resolutions(data: object) -> dict[str, tuple[int, int]]:
     found = {}
     for source, size in data.items():
         if not (isinstance(size, list) and len(size) == 2 and all(isinstance(one, int) and one > 0 for one in size)):
-            raise ConfigError(f"{CONFIG_FILE}: resolutions.{source} is {size!r}; it must be [height, width]")
+            raise ConfigError(f"{CONFIG_FILE}: resolutions.{source} is {size!r}; it must be a list of height and width")
         found[source] = (size[0], size[1])
     return found

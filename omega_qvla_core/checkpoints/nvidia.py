@@ -125,7 +125,7 @@ def video_resolutions(folder: Path, metadata: Mapping[str, Any], setup: RobotSet
         where = f"{path}: modalities.video.{camera.source}"
         size = _inside(videos, camera.source, f"{path}: modalities.video").get("resolution")
         if not isinstance(size, list) or len(size) != 2:
-            raise ConfigError(f"{where}.resolution is {size!r}; it must be [width, height]")
+            raise ConfigError(f"{where}.resolution is {size!r}; it must be a list of width and height")
         found[camera.source] = (number(size[1], "resolution", where), number(size[0], "resolution", where))
     return found
 
