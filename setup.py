@@ -33,6 +33,7 @@ CORE_REQUIREMENTS = [
     "imageio>=2.34,<3",
     "imageio-ffmpeg>=0.5,<1",
     "matplotlib>=3.8,<4",
+    "opencv-python-headless>=4.10,<5",  # cv-bridge reads the CV_MAT type constants, which OpenCV 5 changed
     "pillow>=10.2",
     "pyyaml>=6,<7",
 ]
@@ -53,10 +54,8 @@ ROS_REQUIREMENTS = [
     "ros-rosgraph-msgs>=2.3,<3",
     "ros-ament-index-python>=1.11,<2",
     "cv-bridge>=1.13.0.post0,<2",
-    # cv-bridge declares no dependencies. 1.13 calls ndarray.tostring, which numpy 2.3 removed, and reads the CV_MAT
-    # type constants, which OpenCV 5 changed.
+    # cv-bridge declares no dependencies; 1.13 calls ndarray.tostring, which numpy 2.3 removed.
     "numpy<2.3",
-    "opencv-python-headless>=4.10,<5",
 ]
 
 TEST_REQUIREMENTS = [

@@ -125,6 +125,13 @@ def test_every_import_is_declared_for_pip_and_for_rosdep(distribution, manifest)
         assert key is None or key in keys, f"package.xml lacks {module}"
 
 
+def test_the_library_alone_needs_no_extra(distribution):
+    installed = {canonicalize_name(Requirement(line).name) for line in distribution.install_requires}
+    for module in sorted(third_party("omega_qvla_core")):
+        distribution_name, _ = THIRD_PARTY.get(module, (module, None))
+        assert distribution_name is None or distribution_name in installed, f"install_requires lacks {module}"
+
+
 def test_core_does_not_import_ros():
     for path in sources("omega_qvla_core"):
         ros = {name for name in imports(path) if ROS_ONLY.match(name)} | (imports(path) & {PACKAGE})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +52,7 @@ def tabletop(
 
     names = [name.strip() for name in rows.split(",") if name.strip()]
     with user_errors():
-        folders = _policies(names, checkpoint, calibration, out / "packs")
+        folders = _policies(names, checkpoint, calibration, out / "packs", execute_steps)
         chosen = (VALIDATION if development else EVALUATION)[:seeds]
         with progress_bar("episodes") as bar:
             results = run_rows(
@@ -70,16 +71,31 @@ def tabletop(
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _policies(names: Sequence[str], checkpoint: str, calibration: Path, packs: Path) -> list:
-    """Quantize what is not there yet."""
-    from omega_qvla_core.evaluate.parallel import Row
+SOURCE_FILE = "made_from.txt"
 
+
+def _policies(names: Sequence[str], checkpoint: str, calibration: Path, packs: Path, execute_steps: int) -> list:
+    """Quantize what is not there yet; a pack that was made from something else is refused."""
+    from omega_qvla_core.checkpoints.folder import resolve_folder
+    from omega_qvla_core.errors import ConfigError
+    from omega_qvla_core.evaluate.fingerprint import fingerprint
+    from omega_qvla_core.evaluate.parallel import Row, row_source
+    from omega_qvla_core.quant import Recipe
+
+    checkpoint_files = sorted(path for path in resolve_folder(checkpoint).iterdir() if path.is_file())
     rows = []
     for name in names:
-        folder = checkpoint if name == UNQUANTIZED else str(packs / name)
-        if name != UNQUANTIZED and not Path(folder).exists():
-            quantize_to_pack(checkpoint, name, calibration, Path(folder))
-        rows.append(Row(name, folder))
+        folder = packs / name
+        if name == UNQUANTIZED:
+            rows.append(Row(name, checkpoint, row_source(checkpoint, execute_steps)))
+            continue
+        made_from = fingerprint(*checkpoint_files, calibration, json.dumps(Recipe.load(name).to_json(), sort_keys=True))
+        if not folder.exists():
+            quantize_to_pack(checkpoint, name, calibration, folder)
+            (folder / SOURCE_FILE).write_text(made_from, encoding="utf-8")
+        elif (folder / SOURCE_FILE).read_text(encoding="utf-8") != made_from:
+            raise ConfigError(f"{folder} was made from another checkpoint, calibration or recipe; give another --out")
+        rows.append(Row(name, str(folder), row_source(str(folder), execute_steps)))
     return rows
 
 

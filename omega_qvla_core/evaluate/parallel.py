@@ -11,18 +11,34 @@ from typing import ClassVar
 
 import torch
 
+from omega_qvla_core.checkpoints.folder import resolve_folder
 from omega_qvla_core.envs.tabletop import TabletopEnv
 from omega_qvla_core.errors import ConfigError
+from omega_qvla_core.evaluate.fingerprint import fingerprint
 from omega_qvla_core.evaluate.rollout import DEFAULT_EXECUTE_STEPS, RENDER_PX, EpisodeResult, run_episode, task_of_seed
 from omega_qvla_core.runtime import Policy
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a results table: a name and the folder of the policy to run."""
+    """One row of a results table.
+
+    Attributes:
+        name: Name of the row.
+        policy: Folder of the policy to run, or a shipped name.
+        source: Fingerprint of what decides its results (``row_source``), so that results of other weights or settings
+            are never taken for these.
+    """
 
     name: str
     policy: str
+    source: str
+
+
+def row_source(policy: str, execute_steps: int) -> str:
+    """Fingerprint of a policy folder's files and of the rollout's settings."""
+    files = sorted(path for path in resolve_folder(policy).iterdir() if path.suffix in {".json", ".safetensors"})
+    return fingerprint(*files, f"execute_steps {execute_steps}, noise scheme 1, {RENDER_PX} px")
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,15 @@ def _run(job: _Job) -> EpisodeResult:
         policy = _Worker.policies.setdefault(job.row.policy, Policy.load(job.row.policy))
     assert _Worker.env is not None, "worker was not initialised"
     task = task_of_seed(job.kind, job.seed)
-    return run_episode(policy, _Worker.env, job.seed, task, row=job.row.name, execute_steps=job.execute_steps)
+    return run_episode(
+        policy,
+        _Worker.env,
+        job.seed,
+        task,
+        row=job.row.name,
+        source=job.row.source,
+        execute_steps=job.execute_steps,
+    )
 
 
 def read_results(path: Path) -> list[EpisodeResult]:
@@ -73,6 +97,16 @@ def read_results(path: Path) -> list[EpisodeResult]:
                 break
             raise ConfigError(f"{path}:{number + 1} is not an episode result ({error}); move the file away") from error
     return results
+
+
+def _check_sources(rows: Sequence[Row], known: Iterable[EpisodeResult], path: Path) -> None:
+    wanted = {row.name: row.source for row in rows}
+    for result in known:
+        if wanted.get(result.row, result.source) != result.source:
+            raise ConfigError(
+                f"{path} holds results of row {result.row!r} with other weights or settings than asked for now; "
+                "give another folder, or move the file away"
+            )
 
 
 def _write_results(path: Path, results: Iterable[EpisodeResult]) -> None:
@@ -103,9 +137,13 @@ def run_rows(
 
     Returns:
         The results of the asked rows, kinds and seeds, whatever else the file holds.
+
+    Raises:
+        ConfigError: The file holds results of a row with other weights or settings.
     """
     wanted = [_Job(row, kind, seed, execute_steps) for row in rows for kind in kinds for seed in seeds]
     known = {(r.row, r.kind, r.seed): r for r in read_results(results_file)}
+    _check_sources(rows, known.values(), results_file)
     _write_results(results_file, known.values())
     missing = [job for job in wanted if job.key not in known]
     done = len(wanted) - len(missing)

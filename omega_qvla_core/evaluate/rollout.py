@@ -20,7 +20,10 @@ RENDER_PX = 128
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """How one episode ended. ``steps`` counts 50 ms control periods."""
+    """How one episode ended.
+
+    ``steps`` counts 50 ms control periods; ``source`` tells which weights and settings it was run with.
+    """
 
     row: str
     kind: str
@@ -31,6 +34,7 @@ class EpisodeResult:
     stage: str
     wrong_colour: bool
     steps: int
+    source: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Plain dictionary for one line of a results file."""
@@ -60,6 +64,7 @@ def run_episode(
     task: Task,
     *,
     row: str = "policy",
+    source: str = "",
     execute_steps: int = DEFAULT_EXECUTE_STEPS,
     on_observation: Callable[[int, Observation], None] | None = None,
 ) -> EpisodeResult:
@@ -71,6 +76,7 @@ def run_episode(
         seed: Fixes start poses and wording.
         task: What is asked.
         row: Label that goes into the result.
+        source: Fingerprint of weights and settings that goes into the result.
         execute_steps: Steps of each chunk that are executed, 1 to the policy's horizon.
         on_observation: Called with the step index and the observation before each inference.
 
@@ -102,4 +108,5 @@ def run_episode(
         stage=str(status.stage),
         wrong_colour=bool(status.wrong_colour),
         steps=step,
+        source=source,
     )

@@ -32,9 +32,16 @@ class Rate:
         return f"{100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+OVERALL = "all"
+"""Key of the test over all kinds together."""
+
+
 @dataclass(frozen=True)
 class RowSummary:
-    """One row of a success table."""
+    """One row of a success table.
+
+    ``p_values``: paired McNemar tests against the reference row, by kind and for ``OVERALL``; None for that row itself.
+    """
 
     name: str
     by_kind: dict[str, Rate]
@@ -42,7 +49,7 @@ class RowSummary:
     wrong_colour: Rate
     stages: dict[str, Counter[str]]
     mean_steps: float
-    p_value: float | None
+    p_values: dict[str, float] | None
 
 
 def summarise(results: Sequence[EpisodeResult], reference: str | None = None) -> list[RowSummary]:
@@ -63,19 +70,28 @@ def summarise(results: Sequence[EpisodeResult], reference: str | None = None) ->
         episodes = grouped[row]
         if episodes.keys() != grouped[reference].keys():
             raise ValueError(f"row {row} holds other episodes than {reference}: a paired test needs the same seeds")
-        p_value = None
-        if row != reference:
-            keys = sorted(episodes)
-            p_value = mcnemar([episodes[k].success for k in keys], [grouped[reference][k].success for k in keys])
-        summaries.append(_summarise_row(row, list(episodes.values()), p_value))
+        p_values = None if row == reference else _paired(episodes, grouped[reference])
+        summaries.append(_summarise_row(row, list(episodes.values()), p_values))
     return summaries
+
+
+def _paired(
+    ours: dict[tuple[str, int], EpisodeResult], theirs: dict[tuple[str, int], EpisodeResult]
+) -> dict[str, float]:
+    """McNemar p-values over all episodes and per kind of task."""
+    keys = sorted(ours)
+    groups = {OVERALL: keys} | {kind: [k for k in keys if k[0] == kind] for kind in dict.fromkeys(k[0] for k in keys)}
+    return {
+        name: mcnemar([ours[k].success for k in group], [theirs[k].success for k in group])
+        for name, group in groups.items()
+    }
 
 
 def _rate(flags: Sequence[bool]) -> Rate:
     return Rate(sum(flags), len(flags))
 
 
-def _summarise_row(name: str, episodes: Sequence[EpisodeResult], p_value: float | None) -> RowSummary:
+def _summarise_row(name: str, episodes: Sequence[EpisodeResult], p_values: dict[str, float] | None) -> RowSummary:
     kinds = list(dict.fromkeys(e.kind for e in episodes))
     finished = [e.steps for e in episodes if e.success]
     return RowSummary(
@@ -85,7 +101,7 @@ def _summarise_row(name: str, episodes: Sequence[EpisodeResult], p_value: float 
         wrong_colour=_rate([e.wrong_colour for e in episodes]),
         stages={kind: Counter(e.stage for e in episodes if e.kind == kind) for kind in kinds},
         mean_steps=sum(finished) / len(finished) if finished else float("nan"),
-        p_value=p_value,
+        p_values=p_values,
     )
 
 
@@ -102,18 +118,21 @@ def markdown_table(summaries: Sequence[RowSummary], extra: dict[str, dict[str, s
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in summaries:
         cells = [f"`{row.name}`", *(str(row.by_kind[kind]) for kind in kinds), str(row.overall)]
-        cells += [f"{100 * row.wrong_colour.value:.1f} %", f"{row.mean_steps:.0f}"]
-        cells += ["–" if row.p_value is None else f"{row.p_value:.3g}"]
+        cells += [str(row.wrong_colour), f"{row.mean_steps:.0f}", _p_text(row, OVERALL)]
         cells += [column.get(row.name, "–") for column in extra.values()]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def _p_text(row: RowSummary, group: str) -> str:
+    return "–" if row.p_values is None else f"{row.p_values[group]:.3g}"
+
+
 def stage_table(summaries: Sequence[RowSummary]) -> str:
-    """Render, per row and task kind, how many episodes ended at which stage."""
-    lines = ["| policy | task | furthest stage reached (episodes) |", "|---|---|---|"]
+    """Render, per row and task kind, the paired test and how many episodes ended at which stage."""
+    lines = ["| policy | task | p (McNemar) | furthest stage reached (episodes) |", "|---|---|---|---|"]
     for row in summaries:
         for kind, counts in row.stages.items():
             reached = ", ".join(f"{stage} {count}" for stage, count in counts.most_common())
-            lines.append(f"| `{row.name}` | {kind} | {reached} |")
+            lines.append(f"| `{row.name}` | {kind} | {_p_text(row, kind)} | {reached} |")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ import pytest
 from omega_qvla_core.envs.tabletop import COLOURS, TabletopEnv, Task
 from omega_qvla_core.envs.tabletop.seeds import VALIDATION
 from omega_qvla_core.errors import ConfigError
-from omega_qvla_core.evaluate.parallel import Row, read_results, run_rows
+from omega_qvla_core.evaluate.parallel import Row, read_results, row_source, run_rows
 from omega_qvla_core.evaluate.rollout import inference_seed, run_episode, task_of_seed
 from omega_qvla_core.runtime import Policy
 from omega_qvla_core.runtime.random_policy import random_policy
@@ -51,7 +51,7 @@ def test_runs_resume_where_they_were(tmp_path):
     policy = tmp_path / "policy"
     random_policy().save(policy)
     file = tmp_path / "results.jsonl"
-    rows, seeds = [Row("random", str(policy))], VALIDATION[:2]
+    rows, seeds = [Row("random", str(policy), row_source(str(policy), 16))], VALIDATION[:2]
     first = run_rows(rows, ["touch"], seeds[:1], file, processes=1, execute_steps=16)
     with file.open("a", encoding="utf-8") as stream:
         stream.write('{"row": "rand')  # an interrupted write
@@ -74,3 +74,18 @@ def test_a_damaged_results_file_is_named(tmp_path):
 def test_results_are_plain_json(env):
     result = run_episode(random_policy(), env, VALIDATION[1], Task("touch", "blue"), execute_steps=16)
     assert json.loads(json.dumps(result.to_json()))["seed"] == VALIDATION[1]
+
+
+def test_results_of_other_weights_or_settings_are_never_taken_for_these(tmp_path):
+    policy = tmp_path / "policy"
+    random_policy().save(policy)
+    file = tmp_path / "results.jsonl"
+    row = Row("random", str(policy), row_source(str(policy), 16))
+    run_rows([row], ["touch"], VALIDATION[:1], file, processes=1, execute_steps=16)
+    kept = file.read_text()
+    other = Row("random", str(policy), row_source(str(policy), 8))
+    with pytest.raises(ConfigError, match="other weights or settings"):
+        run_rows([other], ["touch"], VALIDATION[:1], file, processes=1, execute_steps=8)
+    random_policy(seed=1).save(policy)
+    assert row_source(str(policy), 16) != row.source
+    assert file.read_text() == kept

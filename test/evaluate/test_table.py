@@ -16,11 +16,11 @@ def test_summary_counts_by_kind_and_pairs_with_the_first_row():
         episode("w4a4", "touch", s, s >= 6, stage="none" if s < 6 else "touched", wrong=s == 0) for s in range(10)
     ]
     reference, quantized = summarise(results)
-    assert reference.p_value is None
+    assert reference.p_values is None
     assert reference.overall.successes == 10
     assert quantized.by_kind["touch"].successes == 4
     assert quantized.wrong_colour.successes == 1
-    assert quantized.p_value == pytest.approx(0.03125)
+    assert quantized.p_values == pytest.approx({"all": 0.03125, "touch": 0.03125})
     table = markdown_table([reference, quantized], extra={"bytes": {"w4a4": "1 MB"}})
     assert "| `w4a4` | 40.0 % [16.8, 68.7] |" in table
     assert table.splitlines()[-1].endswith("| 1 MB |")
