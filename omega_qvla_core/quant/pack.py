@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omega_qvla_core.checkpoints.description import CONFIG_FILE, PolicyDescription, read_description, write_description
-from omega_qvla_core.checkpoints.families import build_model
+from omega_qvla_core.checkpoints.families import ModelConfig, build_model
 from omega_qvla_core.checkpoints.folder import PACK_FILE, resolve_folder
 from omega_qvla_core.errors import ConfigError, PackError
 from omega_qvla_core.quant.linear import quantized_sites, replace_linears
@@ -30,6 +30,7 @@ from omega_qvla_core.quant.record import QuantizationRecord, attach_record, reco
 from omega_qvla_core.quant.report import unquantized_tensors
 from omega_qvla_core.quant.scope import linear_side
 from omega_qvla_core.quant.site import QuantizedSite, SiteSpec
+from omega_qvla_core.quant.whole import whole_targets
 from omega_qvla_core.runtime.policy import Policy
 from omega_qvla_core.strict_json import dataclass_from_json, dataclass_to_json
 
@@ -102,8 +103,8 @@ def load_pack(folder: str | Path, device: str | torch.device = "cpu") -> Policy:
     _check_identity(path, metadata, record, description)
     if metadata["content_sha256"] != tensors_hash(tensors):
         raise PackError(f"{path} is damaged: its tensors do not match their hash; fetch it again")
-    model = build_model(description.model).requires_grad_(False)
-    for name, part in _parts(path, metadata, tensors):
+    model = _model_without_weights(description.model).requires_grad_(False)
+    for name, part in _parts(path, metadata, tensors, model):
         replace_module(model, name, part)
     for spec in _specs(path, metadata):
         replace_linears(model, _site(path, spec, tensors))
@@ -204,16 +205,33 @@ def _site(path: Path, spec: SiteSpec, tensors: Mapping[str, Tensor]) -> Quantize
     return QuantizedSite(spec, own)
 
 
-def _parts(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, StoredPart]]:
+def _parts(
+    path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor], model: nn.Module
+) -> Iterator[tuple[str, StoredPart]]:
     """What scope ``whole`` stores besides linears."""
     try:
         specs = json.loads(metadata.get("parts", "{}"))
+        known = whole_targets(model) if specs else ()
         for name, spec in specs.items():
+            if name not in known:
+                raise PackError(f"{path} describes {name}, which is no part of scope 'whole' of this model")
             prefix = f"part.{name}."
             own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
             yield name, build_part(f"{path}: {name}", spec, own)
     except (json.JSONDecodeError, AttributeError, TypeError) as error:
         raise PackError(f"{path} is damaged: its list of parts is unreadable ({error}); fetch it again") from error
+
+
+def _model_without_weights(config: ModelConfig) -> nn.Module:
+    """A model on the meta device, so that the weights that a pack replaces never take memory.
+
+    Where a module computes a buffer of its own at its start (the keypoint encoder), the model is built for real.
+    """
+    with torch.device("meta"):
+        model = build_model(config)
+    stored = model.state_dict().keys()
+    own = [name for name, _ in model.named_buffers() if name not in stored]
+    return build_model(config) if own else model
 
 
 def _load_floats(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -229,7 +247,19 @@ def _load_floats(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) ->
                 raise PackError(
                     f"{path}: {name} has shape {tuple(stored[name].shape)}, the model needs {tuple(tensor.shape)}"
                 )
-            tensor.copy_(stored[name])
+            if tensor.is_meta:
+                _assign(model, name, stored[name].to(tensor.dtype, copy=True))
+            else:
+                tensor.copy_(stored[name])
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path) if path else model
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        owner._buffers[leaf] = tensor
 
 
 def _check_scope(path: Path, model: nn.Module, recipe: Recipe) -> None:
