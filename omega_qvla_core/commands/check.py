@@ -9,9 +9,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from omega_qvla_core.commands.check_layers import ablation, layers
 from omega_qvla_core.commands.console import console, progress_bar, user_errors
 
 app = typer.Typer(no_args_is_help=True, help="Compare with recorded tensors of a reference implementation.")
+app.command()(layers)
+app.command()(ablation)
 
 
 @app.command()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from omega_qvla_core.commands.console import console, progress_bar, user_errors
+from omega_qvla_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omega_qvla_core.quant import Recipe
 
 SHIPPED_CALIBRATION = Path(__file__).parent.parent / "assets" / "calibration" / "tabletop.safetensors"
 
@@ -17,23 +22,48 @@ def quantize(
     out: Annotated[Path, typer.Option(help="Folder of the pack.")],
     recipe: Annotated[str, typer.Option(help="Preset name, or a recipe file (.json).")] = "executable_w4a4",
     calibration: Annotated[Path, typer.Option(help="Observation file.")] = SHIPPED_CALIBRATION,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Folder of report.json, report.md and plots; the pack's own folder if not given."),
+    ] = None,
+    byte_budget: Annotated[
+        float | None, typer.Option(help="For auto recipes: share of the float16 bytes that may be spent, such as 0.3.")
+    ] = None,
 ) -> None:
-    """Quantize a policy and write the pack."""
+    """Quantize a policy; write the pack and a report with tables and plots."""
     with user_errors():
-        report = quantize_to_pack(checkpoint, recipe, calibration, out)
-    console.print(report)
+        text = quantize_to_pack(checkpoint, recipe, calibration, out, report or out, byte_budget)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"pack: {out}")
+    console.print(f"report: {report or out}")
 
 
-def quantize_to_pack(checkpoint: str, recipe: str, calibration: Path, out: Path) -> str:
-    """Quantize, save and describe. Returns the report as markdown."""
-    from omega_qvla_core.quant import Recipe, quantize_policy, save_pack
+def quantize_to_pack(
+    checkpoint: str,
+    recipe: str,
+    calibration: Path,
+    out: Path,
+    report_folder: Path | None = None,
+    byte_budget: float | None = None,
+) -> str:
+    """Quantize, save and describe, in ``report_folder`` too if one is given. Returns the report as markdown."""
+    from omega_qvla_core.quant import Recipe, quantize_policy, save_pack, write_report
     from omega_qvla_core.runtime import Policy
     from omega_qvla_core.runtime.observation_file import load_observations
 
     chosen = Recipe.load(recipe)
+    if byte_budget is not None:
+        chosen = _with_budget(chosen, byte_budget)
     observations = load_observations(calibration).observations
     with progress_bar(f"quantize {chosen.name}") as bar:
-        quantized, report = quantize_policy(Policy.load(checkpoint), chosen, observations, progress=bar.update)
+        quantized, result = quantize_policy(Policy.load(checkpoint), chosen, observations, progress=bar.update)
     save_pack(quantized, out)
-    return report.to_markdown()
+    if report_folder is not None:
+        write_report(result, report_folder)
+    return result.to_markdown()
+
+
+def _with_budget(recipe: Recipe, byte_budget: float) -> Recipe:
+    if recipe.auto is None:
+        raise ConfigError(f"--byte-budget needs an auto recipe such as auto_w4a4; {recipe.name!r} chooses nothing")
+    return replace(recipe, auto=replace(recipe.auto, byte_budget=byte_budget))

@@ -7,6 +7,7 @@
     policy = load_pack("my_policy_w4a4")
 """
 
+from omega_qvla_core.quant.auto_choice import AutoChoice
 from omega_qvla_core.quant.calibrate import Calibration, calibrate
 from omega_qvla_core.quant.linear import QuantizedLinear, set_backend
 from omega_qvla_core.quant.pack import load_pack, save_pack
@@ -15,10 +16,12 @@ from omega_qvla_core.quant.presets import PRESETS, with_activations
 from omega_qvla_core.quant.quantize import quantize_linears
 from omega_qvla_core.quant.recipe import Override, Recipe, SideRecipe
 from omega_qvla_core.quant.report import QuantReport, report
+from omega_qvla_core.quant.report_files import write_report
 from omega_qvla_core.quant.scope import InputSite, find_sites
 
 __all__ = [
     "PRESETS",
+    "AutoChoice",
     "Calibration",
     "InputSite",
     "Override",
@@ -35,4 +38,5 @@ __all__ = [
     "save_pack",
     "set_backend",
     "with_activations",
+    "write_report",
 ]

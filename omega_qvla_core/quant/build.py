@@ -14,6 +14,7 @@ from omega_qvla_core.errors import QuantizationError
 from omega_qvla_core.kernels import pack_codes
 from omega_qvla_core.models.step_context import denoise_step
 from omega_qvla_core.quant.activation import ACTIVATION_SCHEMES, FitData
+from omega_qvla_core.quant.profile import SiteProfile
 from omega_qvla_core.quant.recipe import SideRecipe
 from omega_qvla_core.quant.rotation import output_rotation
 from omega_qvla_core.quant.scales import search_scales
@@ -44,6 +45,7 @@ class SiteResult:
         per_step: The same per row of the tables' calibration (one entry outside the denoise loop).
         notes: What was done other than asked.
         decision: Of the automatic choice: what was tried, measured and taken; None where nothing was chosen.
+        profile: Channel energies and activation ranges, if they were asked for.
     """
 
     site: QuantizedSite
@@ -51,6 +53,7 @@ class SiteResult:
     per_step: list[float]
     notes: list[str] = field(default_factory=list)
     decision: dict[str, Any] | None = None
+    profile: SiteProfile | None = None
 
 
 def build_site(

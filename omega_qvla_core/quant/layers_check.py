@@ -17,12 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from omega_qvla_core.errors import CheckpointError
+from omega_qvla_core.errors import CheckpointError, QuantizationError
 from omega_qvla_core.models.step_context import denoise_step
 from omega_qvla_core.quant.calibrate import calibrate
-from omega_qvla_core.quant.quantize import quantize_linears
+from omega_qvla_core.quant.quantize import Progress, quantize_linears
 from omega_qvla_core.quant.recipe import Recipe
 from omega_qvla_core.quant.scope import ACTION_HEAD, LANGUAGE, sites_of_linears
+from omega_qvla_core.strict_json import read_json
 
 _PARTS = ("weight", "x_calib", "x_eval")
 
@@ -41,12 +42,13 @@ class LayerData:
         return self.x_calib.shape[0] if self.x_calib.shape[0] > 1 else 0
 
 
-def check_layers(path: Path, recipe: Recipe) -> dict[str, Any]:
+def check_layers(path: Path, recipe: Recipe, *, progress: Progress | None = None) -> dict[str, Any]:
     """Quantize every layer of a file on its ``x_calib`` and measure it on its ``x_eval``.
 
     Args:
         path: The file.
         recipe: How; ``presets.with_activations`` varies the activations of a recipe.
+        progress: Called with (done, total, layer).
 
     Returns:
         ``{"recipe": name, "layers": {NAME: {"error": x, "per_step": [...]}}}``, error = ``|y' - y| / |y|`` over all of
@@ -56,8 +58,44 @@ def check_layers(path: Path, recipe: Recipe) -> dict[str, Any]:
         CheckpointError: The file is missing, damaged or laid out otherwise.
         QuantizationError: A layer cannot be done.
     """
-    layers = read_layers(path)
-    return {"recipe": recipe.name, "layers": {name: layer_error(layer, recipe) for name, layer in layers.items()}}
+    layers, found = read_layers(path), {}
+    for index, (name, layer) in enumerate(layers.items()):
+        if progress is not None:
+            progress(index, len(layers), name)
+        try:
+            found[name] = layer_error(layer, recipe)
+        except QuantizationError as error:
+            raise QuantizationError(f"layer {name} of {path}: {error}") from error
+    if progress is not None:
+        progress(len(layers), len(layers), "")
+    return {"recipe": recipe.name, "layers": found}
+
+
+def reference_ratios(result: Mapping[str, Any], path: Path) -> dict[str, float]:
+    """Errors of ``check_layers`` as multiples of those that the method's published code scores.
+
+    Args:
+        result: From ``check_layers``.
+        path: JSON: per layer ``paper_recipe`` (a key of ``scores``) and ``scores``, each with the error ``w4a4``.
+
+    Returns:
+        Per layer that the file knows, in the order of ``result``.
+
+    Raises:
+        CheckpointError: The file is missing or laid out otherwise, or knows none of the layers.
+    """
+    reference = read_json(path, "the reference's errors")
+    ratios = {}
+    for name, found in result["layers"].items():
+        try:
+            if name in reference:
+                scores = reference[name]["scores"]
+                ratios[name] = found["error"] / float(scores[reference[name]["paper_recipe"]]["w4a4"])
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise CheckpointError(f"{path}: layer {name} lacks a usable {error}") from error
+    if not ratios:
+        raise CheckpointError(f"{path} knows none of the layers {', '.join(result['layers'])}")
+    return ratios
 
 
 def read_layers(path: Path) -> dict[str, LayerData]:
@@ -66,6 +104,9 @@ def read_layers(path: Path) -> dict[str, LayerData]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    unknown = sorted(name for name in tensors if name.rpartition(".")[2] not in _PARTS or "." not in name)
+    if unknown:
+        raise CheckpointError(f"{path} holds {unknown[0]}; expected NAME.weight, NAME.x_calib and NAME.x_eval only")
     names = sorted({name.rsplit(".", 1)[0] for name in tensors})
     if not names:
         raise CheckpointError(f"{path} holds no tensors; expected NAME.weight, NAME.x_calib and NAME.x_eval")
@@ -110,7 +151,10 @@ def _layer(path: Path, name: str, tensors: Mapping[str, Tensor]) -> LayerData:
         raise CheckpointError(f"{path}: layer {name} lacks {name}.{missing[0]}")
     weight, x_calib, x_eval = (tensors[f"{name}.{part}"].float() for part in _PARTS)
     fits = weight.dim() == 2 and all(x.dim() == 3 and x.shape[2] == weight.shape[1] for x in (x_calib, x_eval))
-    if not fits or x_calib.shape[0] != x_eval.shape[0]:
+    if not fits or x_calib.shape[0] != x_eval.shape[0] or not all(t.numel() for t in (weight, x_calib, x_eval)):
         shapes = f"{tuple(weight.shape)}, {tuple(x_calib.shape)}, {tuple(x_eval.shape)}"
         raise CheckpointError(f"{path}: layer {name} has shapes {shapes}; expected [O, I], [T, n, I], [T, m, I]")
+    for part, tensor in zip(_PARTS, (weight, x_calib, x_eval)):
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: {name}.{part} holds NaN or Inf; record the layer again")
     return LayerData(weight, x_calib, x_eval)

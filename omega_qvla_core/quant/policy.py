@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from omega_qvla_core.errors import QuantizationError
 from omega_qvla_core.policy_types import Observation
+from omega_qvla_core.quant.action_error import compare_actions
 from omega_qvla_core.quant.build import SiteResult
 from omega_qvla_core.quant.calibrate import RESERVOIR_TOKENS, Calibration, calibrate
 from omega_qvla_core.quant.quantize import Progress, check_overrides, quantize_linears
 from omega_qvla_core.quant.recipe import Recipe
 from omega_qvla_core.quant.record import QuantizationRecord, attach_record
-from omega_qvla_core.quant.report import QuantReport, compare_actions, report, unquantized_tensors
+from omega_qvla_core.quant.report import QuantReport, report, unquantized_tensors
 from omega_qvla_core.quant.scope import SIDES, InputSite, find_sites
 from omega_qvla_core.quant.whole import apply_whole, contract_embodiment
 from omega_qvla_core.runtime.policy import Policy
@@ -79,8 +80,9 @@ def quantize_policy(
     quantized = Policy(model, policy.description, policy.device, quantization=recipe.name)
     checked = list(observations if evaluation is None else evaluation)
     seeds = [seed + index for index in range(len(checked))]
-    actions = compare_actions(model_actions(quantized, checked, seeds), model_actions(policy, checked, seeds))
-    return quantized, report(quantized, actions)
+    ours, theirs = (model_actions(one, checked, seeds) for one in (quantized, policy))
+    actions = compare_actions(ours, theirs, policy.spec.action_names)
+    return quantized, report(quantized, actions, {one.site.spec.name: one.profile for one in results})
 
 
 def calibrate_policy(

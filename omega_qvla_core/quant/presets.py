@@ -67,6 +67,45 @@ PRESETS: dict[str, Recipe] = {
 }
 """The default is ``executable_w4a4``; ``rtn_static_absmax`` and the rows after it are for ablations."""
 
+_ABLATED_ROTATIONS = ("none", "hadamard", "svd", "svd_hadamard")
+
+# One thing is changed at a time: scales of the tensor's maximum, then searched, then one per token.
+_LADDER = {
+    "static_absmax": _STATIC_ABSMAX,
+    "static_clip": _STATIC_CLIP,
+    "token": replace(_STATIC_CLIP, activation="token"),
+}
+
+GRID: tuple[str, ...] = tuple(
+    f"grid_{rotation}_{solver}_{steps}"
+    for rotation in _ABLATED_ROTATIONS
+    for solver in ("rtn", "gptq")
+    for steps in ("perstep", "onestep")
+)
+"""Names of ``executable_w4a4`` with another rotation, solver and per-step clips on or off."""
+
+ABLATIONS: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        *(
+            _both(f"{name}_{r}", replace(side, rotation=r))
+            for name, side in _LADDER.items()
+            for r in _ABLATED_ROTATIONS
+        ),
+        *(
+            _both(
+                f"grid_{rotation}_{solver}_{steps}",
+                replace(_EXECUTABLE, rotation=rotation, solver=solver, per_step=steps == "perstep"),
+            )
+            for rotation in _ABLATED_ROTATIONS
+            for solver in ("rtn", "gptq")
+            for steps in ("perstep", "onestep")
+        ),
+    )
+}
+"""More recipes by name, for tables: ``static_absmax_ROTATION``, ``static_clip_ROTATION``, ``token_ROTATION`` (rounded
+weights, one scale per row, no smoothing) and those of ``GRID``."""
+
 _ACTIVATION_CHOICES = {
     "static": {"activation": "static_channel", "clip": "percentile"},
     "token": {"activation": "token"},

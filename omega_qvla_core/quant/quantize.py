@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from omega_qvla_core.errors import ConfigError
@@ -14,6 +15,7 @@ from omega_qvla_core.quant.auto import HALF_BYTES, Decision, choose, spend
 from omega_qvla_core.quant.build import SiteResult, build_site
 from omega_qvla_core.quant.calibrate import Calibration
 from omega_qvla_core.quant.linear import replace_linears
+from omega_qvla_core.quant.profile import site_profile
 from omega_qvla_core.quant.recipe import Recipe, SideRecipe
 from omega_qvla_core.quant.scope import InputSite, get_linear
 from omega_qvla_core.quant.statistics import MIN_TOKENS
@@ -60,8 +62,10 @@ def quantize_linears(
         for job in (job for job in jobs if job.site is site):
             side_recipe, decision = taken.get(job.name, (job.recipe, None))
             statistics = calibration[site.name]
-            result = build_site(job.name, site.side, job.linears(model), statistics, side_recipe, min_tokens)
+            linears = job.linears(model)
+            result = build_site(job.name, site.side, linears, statistics, side_recipe, min_tokens)
             result.decision = decision
+            result.profile = site_profile(result.site, torch.cat([linear.weight for _, linear in linears]), statistics)
             replace_linears(model, result.site)
             results.append(result)
     if progress is not None:

@@ -200,16 +200,16 @@ class Recipe:
 
     @classmethod
     def preset(cls, name: str) -> Recipe:
-        """A recipe of ``PRESETS`` by name.
+        """A recipe of ``PRESETS`` or ``ABLATIONS`` by name.
 
         Raises:
             ConfigError: There is none; the message names the nearest one.
         """
-        from omega_qvla_core.quant.presets import PRESETS
+        from omega_qvla_core.quant.presets import ABLATIONS, PRESETS
 
-        if name not in PRESETS:
+        if name not in PRESETS and name not in ABLATIONS:
             raise ConfigError(unknown_name("recipe", name, PRESETS))
-        return PRESETS[name]
+        return PRESETS.get(name) or ABLATIONS[name]
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Recipe:

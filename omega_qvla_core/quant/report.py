@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from omega_qvla_core.quant.action_error import ActionError
 from omega_qvla_core.quant.linear import QuantizedLinear, quantized_sites
 from omega_qvla_core.quant.parts import StoredPart, stored_parts
+from omega_qvla_core.quant.profile import SiteProfile
 from omega_qvla_core.quant.record import record_of
 from omega_qvla_core.quant.scope import linear_side
 from omega_qvla_core.quant.site import QuantizedSite
@@ -53,6 +56,8 @@ class SiteReport:
         fp16_bytes: Of the weights as float16.
         bytes: Per part of what is stored.
         notes: What was done other than asked.
+        decision: Of the automatic choice, if there was one: ``taken``, ``start`` and everything ``tried``, with errors
+            on held-out calibration tokens and bytes.
     """
 
     name: str
@@ -66,26 +71,7 @@ class SiteReport:
     fp16_bytes: int
     bytes: dict[str, int]
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ActionError:
-    """Difference of action chunks from the unquantized policy's, same observations and same noise.
-
-    Attributes:
-        observations: How many.
-        relative: ``|a' - a| / |a|`` over the model's normalised actions, all observations together.
-        median: Median over the observations of the same ratio. Where a policy is undecided between two plans, the
-            smallest change flips it, and a few such observations dominate ``relative``.
-        rms: Root mean square difference, normalised units.
-        largest: Largest difference, normalised units.
-    """
-
-    observations: int
-    relative: float
-    median: float
-    rms: float
-    largest: float
+    decision: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +87,7 @@ class QuantReport:
         resident_bytes: What the quantized sites keep in memory once they have run, stored buffers included.
         actions: Action error, if it was measured.
         left_at_16_bits: In-scope linears that the recipe leaves.
+        profiles: By site, of a fresh quantization: channel energies before and after the transform, activation ranges.
         parts_fp16_bytes: What scope ``whole`` replaced besides linears, as float16.
         parts_bytes: What stands in its place (token table, step tables, embodiment weights).
     """
@@ -113,6 +100,7 @@ class QuantReport:
     resident_bytes: int
     actions: ActionError | None = None
     left_at_16_bits: tuple[str, ...] = ()
+    profiles: Mapping[str, SiteProfile] = field(default_factory=dict)
     parts_fp16_bytes: int = 0
     parts_bytes: int = 0
 
@@ -134,10 +122,12 @@ class QuantReport:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        values = {key: value for key, value in vars(self).items() if key not in ("sites", "actions")}
+        values = {key: value for key, value in vars(self).items() if key not in ("sites", "actions", "profiles")}
         values["saved"], values["whole_saved"] = self.saved, self.whole_saved
         values["sites"] = [vars(site) for site in self.sites]
-        values["actions"] = None if self.actions is None else vars(self.actions)
+        actions = self.actions
+        values["actions"] = None if actions is None else {**vars(actions), "jerk_change": actions.jerk_change}
+        values["profiles"] = {name: profile.to_json() for name, profile in self.profiles.items()}
         return values
 
     def to_markdown(self) -> str:
@@ -153,6 +143,10 @@ class QuantReport:
                 f"Action error over {a.observations} observations: relative {a.relative:.4f} (median per observation "
                 f"{a.median:.4f}), rms {a.rms:.4f}, largest {a.largest:.3f}."
             )
+            if a.gripper_flips is not None:
+                lines.append(f"Gripper on the other side in {a.gripper_flips:.2%} of the steps.")
+            if a.jerk_change is not None:
+                lines.append(f"Jerk {a.jerk_change:+.1%} (rms third difference {a.jerk:.4f}).")
         lines += ["", "| site | rows x columns | bits | error | bytes | notes |", "|---|---|---|---|---|---|"]
         for site in self.sites:
             size = f"{site.shape[0]} x {site.shape[1]}"
@@ -162,12 +156,15 @@ class QuantReport:
         return "\n".join(lines) + "\n"
 
 
-def report(policy: Policy, actions: ActionError | None = None) -> QuantReport:
+def report(
+    policy: Policy, actions: ActionError | None = None, profiles: Mapping[str, SiteProfile] | None = None
+) -> QuantReport:
     """Report on a quantized policy, fresh or loaded from a pack.
 
     Args:
         policy: From ``quantize_policy`` or ``load_pack``.
         actions: Action error to include.
+        profiles: Of the sites, to include.
 
     Raises:
         QuantizationError: The policy is not quantized.
@@ -187,6 +184,7 @@ def report(policy: Policy, actions: ActionError | None = None) -> QuantReport:
         resident_bytes=sum(site.resident_bytes() for site in quantized_sites(model)),
         actions=actions,
         left_at_16_bits=tuple(left),
+        profiles=profiles or {},
         parts_fp16_bytes=sum(part.spec["replaced"] for part in parts) * _HALF_BYTES,
         parts_bytes=sum(t.numel() * t.element_size() for part in parts for t in part.buffers()),
     )
@@ -198,19 +196,6 @@ def in_scope_bytes(policy: Policy) -> int:
     stored = sum(tensor.numel() * tensor.element_size() for site in quantized_sites(model) for tensor in site.buffers())
     left = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and linear_side(name)]
     return stored + sum(tensor.numel() for m in left for tensor in m.parameters()) * _HALF_BYTES
-
-
-def compare_actions(ours: Tensor, theirs: Tensor) -> ActionError:
-    """Action error of quantized actions ``ours`` against ``theirs``, both ``[N, horizon, action width]``."""
-    difference, theirs = (ours - theirs).double().flatten(1), theirs.double().flatten(1)
-    ratios = difference.norm(dim=1) / theirs.norm(dim=1).clamp_min(1e-30)
-    return ActionError(
-        observations=ours.shape[0],
-        relative=float(difference.norm() / theirs.norm().clamp_min(1e-30)),
-        median=float(ratios.median()),
-        rms=float(difference.square().mean().sqrt()),
-        largest=float(difference.abs().max()),
-    )
 
 
 def unquantized_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -238,6 +223,7 @@ def _site_report(site: QuantizedSite, known: dict[str, Any]) -> SiteReport:
         fp16_bytes=spec.out_features * spec.in_features * _HALF_BYTES,
         bytes=parts,
         notes=tuple(known.get("notes", ())),
+        decision=known.get("decision"),
     )
 
 

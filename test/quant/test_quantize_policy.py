@@ -12,8 +12,9 @@ from torch import nn
 from omega_qvla_core.errors import ConfigError, QuantizationError, StepContextError
 from omega_qvla_core.policy_types import Observation
 from omega_qvla_core.quant import PRESETS, Override, QuantizedLinear, Recipe, find_sites, quantize_policy, report
+from omega_qvla_core.quant.action_error import compare_actions
 from omega_qvla_core.quant.linear import quantized_sites
-from omega_qvla_core.quant.report import compare_actions, in_scope_bytes
+from omega_qvla_core.quant.report import in_scope_bytes
 from omega_qvla_core.quant.scope import linear_side
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
