@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import typer
 
-from omega_qvla_core.commands import bench, check, check_preflight, evaluate, inspect, quantize, tabletop, train
+from omega_qvla_core.commands import (
+    bench,
+    check,
+    check_preflight,
+    evaluate,
+    inspect,
+    quantize,
+    quantize_large,
+    tabletop,
+    train,
+)
 from omega_qvla_core.commands.console import setup_logging
 
 app = typer.Typer(
@@ -18,6 +28,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")
 app.command()(quantize.quantize)
 app.command()(inspect.inspect)
+app.add_typer(quantize_large.app, name="large")
 app.add_typer(bench.app, name="bench")
 check.app.command()(check_preflight.preflight)
 

@@ -121,6 +121,7 @@ def whole_variants(embodiments: bool) -> dict[str, WholeRecipe]:
             "all 32 embodiments": WholeRecipe(),
             "contract's embodiment": WholeRecipe(embodiments="contract"),
             "all 32 embodiments, 4-bit vision": WholeRecipe(vision=four),
+            "contract's embodiment, 4-bit vision": WholeRecipe(vision=four, embodiments="contract"),
         }
     return {
         "4-bit embeddings, 8-bit vision": WholeRecipe(),

@@ -52,6 +52,7 @@ def test_ours_in_scope_with_every_table_counted(rows, model):
         ("Pi 0.5", "both 8-bit", 0.675),
         ("GR00T N1.5", "all 32 embodiments", 0.67),
         ("GR00T N1.5", "contract's embodiment", 0.713),
+        ("GR00T N1.5", "contract's embodiment, 4-bit vision, on both sides", 0.713),
     ],
 )
 def test_the_whole_model(rows, model, recipe, least):
