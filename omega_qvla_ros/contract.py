@@ -53,8 +53,9 @@ class JointContract:
         unit: ``rad`` or ``m``.
         max_jump: Largest step between two commanded samples one control period apart; a chunk with a larger one is
             refused. None: velocity limit x period x 1.5.
-        max_tracking_error: Largest difference between commanded and measured position before the plan is dropped
-            and made anew from the measured position. None: not watched (a gripper that holds something).
+        max_tracking_error: Largest difference between commanded and measured position before the arm is held and
+            planned for anew from the measured position; a joint that stands at a fifth of it for 2 s is held, too.
+            None: not watched (a gripper that holds something).
         state_name: Name of this joint among the checkpoint's state entries. None: ``name``.
         action_name: Name of this joint among the checkpoint's action entries. None: ``name``.
     """

@@ -41,7 +41,7 @@ class GuardCounters:
 
 
 class MotionGuard:
-    """Checks chunks and limits plans of one robot.
+    """Checks chunks and limits plans of one robot: finite values, positions, steps and speeds, not accelerations.
 
     Args:
         contract: Joint names, limits and limit mode.
@@ -74,7 +74,10 @@ class MotionGuard:
             self._reject("not_finite", f"action {step} of joint {self._names[joint]!r} is {actions[step, joint]}")
 
     def limit(self, head: Plan, times_ns: np.ndarray, targets: np.ndarray) -> Plan:
-        """Continue a committed plan through targets, within all limits.
+        """Continue a committed plan through targets, within the limits of position, step and speed.
+
+        Acceleration is not limited here: between two knots the arm changes its speed as fast as the targets ask for.
+        ``max_acceleration`` limits holds and the end of every plan (``stop_knots``, ``brakable_velocity``) only.
 
         Args:
             head: Committed motion; its last knot is the last commanded sample, from which jumps are measured.
@@ -237,7 +240,7 @@ class SafetyState:
         self._latched: dict[str, str] = {}
         self._holds: dict[str, str] = {}
         self._warnings: dict[str, str] = {}
-        self._retry_until_ns: int | None = None
+        self._retry_until_ns: dict[str, int] = {}
         self.consecutive_errors = 0
 
     @property
@@ -281,26 +284,39 @@ class SafetyState:
     def policy_error(self, reason: str, now_ns: int) -> None:
         """An inference failed or its chunk was refused: hold, retry later; latch after too many in a row."""
         self.consecutive_errors += 1
-        if self.consecutive_errors >= self._max_errors:
-            self.latch("policy", f"{self.consecutive_errors} policy errors in a row, the last one: {reason}")
-        self.hold("policy", reason)
-        self._retry_until_ns = now_ns + self._retry_ns
+        self.fault("policy", reason, now_ns, self.consecutive_errors, "policy errors")
+
+    def fault(self, key: str, reason: str, now_ns: int, in_a_row: int, what: str) -> None:
+        """Hold for the retry delay; latch if this was one too many in a row.
+
+        Args:
+            key: Name of the hold, and of the latch.
+            reason: For people.
+            now_ns: Node time.
+            in_a_row: How many such faults there were without a success in between, this one included.
+            what: Name of such faults, in the plural.
+        """
+        if in_a_row >= self._max_errors:
+            self.latch(key, f"{in_a_row} {what} in a row, the last one: {reason}")
+        self.hold(key, reason)
+        self._retry_until_ns[key] = now_ns + self._retry_ns
 
     def policy_success(self) -> None:
         """A chunk was accepted."""
         self.consecutive_errors = 0
 
     def update(self, now_ns: int) -> None:
-        """End the hold of ``policy_error`` when its time is over."""
-        if self._retry_until_ns is not None and now_ns >= self._retry_until_ns:
-            self._retry_until_ns = None
-            self.release("policy")
+        """End the holds of ``fault`` whose time is over."""
+        for key in [key for key, until_ns in self._retry_until_ns.items() if now_ns >= until_ns]:
+            del self._retry_until_ns[key]
+            self.release(key)
 
     def reset(self) -> Sequence[str]:
         """Clear latched faults and the error count; holds stay until their cause is gone. Returns what was cleared."""
         cleared = list(self._latched.values())
         self._latched.clear()
         self.consecutive_errors = 0
-        self._retry_until_ns = None
-        self.release("policy")
+        for key in self._retry_until_ns:
+            self.release(key)
+        self._retry_until_ns.clear()
         return cleared

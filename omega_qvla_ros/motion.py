@@ -16,9 +16,20 @@ from omega_qvla_core.policy_types import ActionChunk
 from omega_qvla_ros import jtc
 from omega_qvla_ros.contract import PolicyBinding, RobotContract
 from omega_qvla_ros.guard import MotionGuard
-from omega_qvla_ros.scheduler import ChunkScheduler, Ticket
+from omega_qvla_ros.scheduler import ChunkDropped, ChunkScheduler, Ticket
 from omega_qvla_ros.splines import nanoseconds, seconds
-from omega_qvla_ros.trajectory import JointTrajectory, Plan, hold_plan, still_plan, stop_knots, window
+from omega_qvla_ros.tracking import TrackingMonitor
+from omega_qvla_ros.trajectory import (
+    JointTrajectory,
+    Plan,
+    hold_plan,
+    measured_plan,
+    still_plan,
+    stop_knots,
+    unstamped,
+    whole,
+    window,
+)
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +37,8 @@ HOLD_REPEATS = 3
 """A hold is sent in so many consecutive control periods, so that one lost message does no harm."""
 HOLD_PERIODS = HOLD_REPEATS + 1
 """A hold lasts at least this long, so that its last repetition is not after its end."""
-TRACKING_TICKS = 4
-"""The arm must be away from its command for so many control periods before the plan is dropped."""
+STILL_SHARE = 0.02
+"""A measured speed below this share of the joint's velocity limit is sensor noise of a standing joint."""
 
 
 @dataclass
@@ -69,8 +80,11 @@ class Motion:
         self._plan: Plan | None = None
         self._holding = False
         self._hold_left = 0
-        self._away_ticks = 0
+        self._forget_at_end = False
+        self._unstamped_since_ns: int | None = None
+        self._last_tick_ns: int | None = None
         self._exhausted = True
+        self.tracking = TrackingMonitor(self._names, self._limits)
         self.counters = MotionCounters()
         self.invalid: Counter[str] = Counter()
 
@@ -85,15 +99,70 @@ class Motion:
             return 0.0
         return max(float(seconds(self._plan.end_ns - now_ns)), 0.0)
 
-    def forget(self) -> None:
-        """The arm was moved by somebody else (reset, clock jump): the next plan begins at the measured position."""
-        self._scheduler.new_epoch()
-        self._plan = None
-        self._holding = False
-        self._exhausted = True
-        self._away_ticks = 0
+    @property
+    def braking(self) -> bool:
+        """A hold is under way after which the plan is forgotten; no chunk may be asked for before it is out."""
+        return self._forget_at_end
 
-    def on_chunk(self, ticket: Ticket, chunk: ActionChunk, now_ns: int, measured: np.ndarray) -> None:
+    def restart(self, now_ns: int) -> None:
+        """Brake, then forget the plan: the next one begins at the measured position.
+
+        The plan is kept until the hold is out, because the controller goes on with the old window until it has
+        received the hold; a plan that has ended is forgotten at once.
+        """
+        self.tracking.restart()
+        self._forget_at_end = True
+        if self._plan is not None and now_ns < self._plan.end_ns:
+            self.hold(now_ns)
+        else:
+            self._scheduler.new_epoch()
+        self._settle(now_ns)
+
+    def clock_jumped(self, now_ns: int, measured: np.ndarray | None, velocity: np.ndarray | None) -> None:
+        """As ``restart`` when the stamps of the plan mean nothing any more: the hold starts on reception (stamp 0).
+
+        Args:
+            now_ns: The new time.
+            measured: ``[joints]`` newest measured positions, None if there are none: the last command then.
+            velocity: ``[joints]`` their velocities.
+        """
+        self._scheduler.new_epoch()
+        self.tracking.restart()
+        self._holding = True
+        if self._plan is None:
+            return
+        last_ns = self._plan.end_ns if self._last_tick_ns is None else self._last_tick_ns
+        position, speed = self._plan.sample(last_ns)
+        if measured is not None and velocity is not None:
+            # A joint that is not watched may hold something: its command is what holds it, not where it stands.
+            watched = np.isfinite(self._limits.max_tracking_error)
+            position, speed = np.where(watched, measured, position), np.where(watched, velocity, speed)
+        speed = np.clip(speed, -self._limits.max_velocity, self._limits.max_velocity)
+        here = measured_plan(now_ns, position, speed, self._period_ns)
+        self._plan = hold_plan(here, now_ns, self._limits, self._period_ns, HOLD_PERIODS)
+        self._unstamped_since_ns = now_ns
+        self._last_tick_ns = None
+        self._hold_left = HOLD_REPEATS
+        self._forget_at_end = True
+        self.counters.holds += 1
+
+    def _settle(self, now_ns: int) -> None:
+        """Forget the plan if that was asked for and its hold is out."""
+        if self._forget_at_end and (self._plan is None or now_ns >= self._plan.end_ns):
+            self._forget_at_end = False
+            self._plan = None
+            self._holding = False
+            self._exhausted = True
+            self._unstamped_since_ns = None
+
+    def on_chunk(
+        self,
+        ticket: Ticket,
+        chunk: ActionChunk,
+        now_ns: int,
+        measured: np.ndarray,
+        velocity: np.ndarray | None = None,
+    ) -> None:
         """Make a finished chunk the commanded motion.
 
         Args:
@@ -101,6 +170,7 @@ class Motion:
             chunk: Actions in the checkpoint's order.
             now_ns: Time at which the arm switches to it.
             measured: ``[joints]`` measured positions, where the motion begins if nothing is commanded yet.
+            velocity: ``[joints]`` measured velocities with which it begins then; None: from rest.
 
         Raises:
             ChunkDropped: It is void (another epoch or task) or came too late.
@@ -110,7 +180,10 @@ class Motion:
         if actions.ndim == 2 and actions.shape[1] == len(self._binding.action_entries):
             actions = actions[:, self._binding.action_entries]
         self._guard.check_actions(actions, self._horizon)
-        base = self._plan if self._plan is not None else still_plan(now_ns, measured, self._period_ns)
+        self._settle(now_ns)
+        if self.braking:
+            raise ChunkDropped("epoch", "the arm brakes before it begins anew")
+        base = self._plan if self._plan is not None else self._measured_plan(now_ns, measured, velocity)
         placement = self._scheduler.place(
             ticket,
             ActionChunk(actions, chunk.period_s, chunk.first_action_delay_s),
@@ -126,6 +199,14 @@ class Motion:
         self._holding = False
         self._exhausted = False
 
+    def _measured_plan(self, now_ns: int, position: np.ndarray, velocity: np.ndarray | None) -> Plan:
+        limit = self._limits.max_velocity
+        if velocity is None or (np.abs(velocity) < STILL_SHARE * limit).all():
+            return still_plan(now_ns, position, self._period_ns)
+        speed = np.clip(velocity, -limit, limit)
+        speed = np.where(np.abs(speed) < STILL_SHARE * limit, 0.0, speed)
+        return measured_plan(now_ns, position, speed, self._period_ns)
+
     def shorten(self, now_ns: int, steps: int) -> None:
         """End the plan ``steps`` control periods from now: what is left belongs to an older instruction."""
         until_ns = now_ns + steps * self._period_ns
@@ -137,6 +218,7 @@ class Motion:
         if self._holding:
             return
         self._scheduler.new_epoch()
+        self.tracking.restart()
         self._holding = True
         self._hold_left = 0
         if self._plan is not None:
@@ -155,13 +237,19 @@ class Motion:
         Returns:
             A trajectory that a stock controller accepts, or None.
         """
+        self._settle(now_ns)
         if self._plan is None:
             return None
+        self._last_tick_ns = now_ns
         if self._holding:
             if self._hold_left <= 0 or now_ns >= self._plan.end_ns:
                 return None
             self._hold_left -= 1
-        elif now_ns >= self._plan.end_ns:
+            if self._unstamped_since_ns is not None:
+                return self._checked(unstamped(self._plan, self._unstamped_since_ns, self._names), now_ns)
+            # Whole, so that every repetition has the same stamp: before the moment of the hold.
+            return self._checked(whole(self._plan, self._names), now_ns)
+        if now_ns >= self._plan.end_ns:
             if not self._exhausted:
                 self._exhausted = True
                 self.counters.exhausted += 1
@@ -182,26 +270,14 @@ class Motion:
             measured: ``[joints]``.
 
         Returns:
-            The reason if the plan had to be dropped because the arm is elsewhere for ``TRACKING_TICKS`` calls, else
-            None. The next plan then begins at the measured position.
+            The reason if the arm is lost, counted in ``tracking.losses``; the caller holds. Else None.
         """
         if self._plan is None or stamp_ns < self._plan.times_ns[0]:
-            self._away_ticks = 0
+            self.tracking.restart()
             return None
-        error = np.abs(self._plan.sample(stamp_ns)[0] - measured)
-        worst = int(np.argmax(error / self._limits.max_tracking_error))
-        if error[worst] <= self._limits.max_tracking_error[worst]:
-            self._away_ticks = 0
-            return None
-        self._away_ticks += 1
-        if self._away_ticks < TRACKING_TICKS:
-            return None
-        self.counters.tracking_lost += 1
-        self.forget()
-        return (
-            f"joint {self._names[worst]!r} is {error[worst]:.3f} away from its command (limit "
-            f"{self._limits.max_tracking_error[worst]:.3f}); is the controller active? planning anew from here"
-        )
+        reason = self.tracking.check(stamp_ns, self._plan.sample(stamp_ns)[0], measured)
+        self.counters.tracking_lost += reason is not None
+        return reason
 
     def _with_end(self, plan: Plan) -> Plan:
         times, positions, velocities = stop_knots(plan.end_ns, plan.positions[-1], plan.velocities[-1], self._limits)

@@ -23,6 +23,9 @@ IMAGE_HISTORY = 3
 JOINT_HISTORY = 64
 """Joint samples kept, 0.64 s at 100 Hz: more than an image may be old."""
 
+VELOCITY_SPAN_NS = 50_000_000
+"""Span of the difference that is a joint's velocity: 1 mrad of noise is then 0.02 rad/s."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -265,6 +268,21 @@ class ObservationBuffer:
         """The newest joint sample, stamp and ``[joints]``, however old."""
         with self._lock:
             return (self._joints[-1][0], self._joints[-1][1].copy()) if self._joints else None
+
+    def joint_velocities(self) -> np.ndarray | None:
+        """Velocities ``[joints]`` by difference over ``VELOCITY_SPAN_NS`` before the newest sample, None without it.
+
+        By difference, because drivers may leave the velocities out.
+        """
+        with self._lock:
+            if not self._joints:
+                return None
+            newest_ns, newest = self._joints[-1]
+            before_ns, before = _nearest(self._joints, newest_ns - VELOCITY_SPAN_NS)
+            span_ns = newest_ns - before_ns
+            if not VELOCITY_SPAN_NS // 2 <= span_ns <= 2 * VELOCITY_SPAN_NS:
+                return None
+            return (newest - before) / float(seconds(span_ns))
 
     def ages_s(self, now_ns: int) -> dict[str, float]:
         """Topic -> age of its newest sample; infinity where none came."""

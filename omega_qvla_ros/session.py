@@ -102,6 +102,7 @@ class PolicySession:
         self.instruction = ""
         self._active = False
         self._late_in_a_row = 0
+        self._last_step_ns = 0
         self._waiting_since_ns: int | None = None
         self._ready_since_restart = False
         self.safety.hold("stopped", "not started")
@@ -123,7 +124,8 @@ class PolicySession:
         self.safety.release("instruction")
 
     def activate(self) -> None:
-        """Open the gate; motion begins after ``start``."""
+        """Open the gate; motion begins after ``start``. Latched faults are cleared, as by ``reset_fault``."""
+        self.reset_fault()
         self._active = True
         self._waiting_since_ns = None
         self.ticks.restart()
@@ -135,7 +137,7 @@ class PolicySession:
         return self.motion.tick(now_ns)
 
     def start(self, now_ns: int) -> None:
-        """Begin anew: only samples from now on, the motion starts at the measured position."""
+        """Begin anew: only samples from now on, the motion starts at the measured position. Then call ``step``."""
         self.restart(now_ns)
         self.safety.release("stopped")
 
@@ -145,11 +147,26 @@ class PolicySession:
         self.motion.hold(now_ns)
 
     def restart(self, now_ns: int) -> None:
-        """Drop the plan, the chunks under way and all samples, as after a reset of the robot or of the clock."""
-        self.motion.forget()
+        """Brake, then drop the plan; drop chunks under way and all samples now, as after a reset of the robot.
+
+        The hold is what ``motion.tick`` returns next: it must be sent, because the controller has the old window.
+        """
+        self.motion.restart(now_ns)
+        self._begin_anew(now_ns)
+
+    def clock_jumped(self, now_ns: int) -> JointTrajectory | None:
+        """The clock jumped back. Returns the hold that must be sent, None if nothing was commanded."""
+        # At the time of the last step: in the new time every sample is from the future.
+        measured = self.buffer.joint_positions(self._last_step_ns)
+        self.motion.clock_jumped(now_ns, measured, self.buffer.joint_velocities())
+        self._begin_anew(now_ns)
+        return self.motion.tick(now_ns)
+
+    def _begin_anew(self, now_ns: int) -> None:
         self.scheduler.forget_time()
         self.buffer.clear(not_before_ns=now_ns)
         self.safety.release("policy")
+        self.safety.release("tracking")
         self.ticks.restart()
         self._late_in_a_row = 0
         self._waiting_since_ns = None
@@ -163,6 +180,7 @@ class PolicySession:
     def reset_fault(self) -> list[str]:
         """Clear latched faults; returns what they were."""
         self._late_in_a_row = 0
+        self.motion.tracking.reset()
         return list(self.safety.reset())
 
     def close(self) -> None:
@@ -178,6 +196,7 @@ class PolicySession:
             The trajectory to send, None for silence.
         """
         self.ticks.tick(now_ns)
+        self._last_step_ns = now_ns
         self.safety.update(now_ns)
         self._watch_sensors(now_ns)
         self._watch_worker(now_ns)
@@ -209,6 +228,8 @@ class PolicySession:
         """Start an inference if one is due and possible. Called at every tick and whenever an image arrives."""
         if not (self._active and self.safety.may_move and self.instruction) or self.worker.busy:
             return False
+        if self.motion.braking:
+            return False
         snapshot = self.buffer.assemble(now_ns)
         if isinstance(snapshot, NotReady) or not self.scheduler.is_due(snapshot.stamp_ns):
             return False
@@ -229,7 +250,7 @@ class PolicySession:
             self.scheduler.dropped["hold"] += 1
             return False
         try:
-            self.motion.on_chunk(result.ticket, result.chunk, now_ns, measured)
+            self.motion.on_chunk(result.ticket, result.chunk, now_ns, measured, self.buffer.joint_velocities())
         except ChunkDropped as dropped:
             self._chunk_dropped(dropped)
             return False
@@ -302,7 +323,9 @@ class PolicySession:
             return
         reason = self.motion.watch_tracking(*sample)
         if reason is not None:
-            log.warning("%s", reason)
+            log.error("%s", reason)
+            self.safety.fault("tracking", reason, now_ns, self.motion.tracking.losses, "tracking losses")
+            self.motion.restart(now_ns)
 
     def _watch_supply(self, now_ns: int) -> None:
         waiting = not self.instruction

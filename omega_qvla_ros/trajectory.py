@@ -115,6 +115,20 @@ def still_plan(time_ns: int, position: np.ndarray, past_ns: int) -> Plan:
     )
 
 
+def measured_plan(time_ns: int, position: np.ndarray, velocity: np.ndarray, past_ns: int) -> Plan:
+    """An arm seen at ``position`` that moves at ``velocity``, ``[joints]`` each, from ``past_ns`` before ``time_ns``.
+
+    The last knot is ``past_ns`` after ``time_ns``: a plan stands at its end, and this one is to be continued before.
+    """
+    position, velocity = np.asarray(position, dtype=np.float64), np.asarray(velocity, dtype=np.float64)
+    step = velocity * float(seconds(past_ns))
+    return Plan(
+        times_ns=np.array([time_ns - past_ns, time_ns, time_ns + past_ns], dtype=np.int64),
+        positions=np.vstack([position - step, position, position + step]),
+        velocities=np.vstack([velocity, velocity, velocity]),
+    )
+
+
 def brakable_velocity(position: np.ndarray, velocity: np.ndarray, limits: JointLimits) -> np.ndarray:
     """``velocity`` reduced to what ``max_acceleration`` can stop before the position limit: v^2 <= 2 a d."""
     room = np.where(velocity > 0.0, limits.position_max - position, position - limits.position_min)
@@ -195,12 +209,30 @@ def window(plan: Plan, now_ns: int, joint_names: tuple[str, ...], past_ns: int) 
     """
     first = max(int(np.searchsorted(plan.times_ns, now_ns - past_ns, side="right")) - 1, 0)
     stamp_ns = int(plan.times_ns[first])
-    points = tuple(
+    return JointTrajectory(joint_names, stamp_ns, _points(plan, first, stamp_ns))
+
+
+def whole(plan: Plan, joint_names: tuple[str, ...]) -> JointTrajectory:
+    """A plan from its first knot, which is the stamp."""
+    stamp_ns = int(plan.times_ns[0])
+    return JointTrajectory(joint_names, stamp_ns, _points(plan, 0, stamp_ns))
+
+
+def unstamped(plan: Plan, since_ns: int, joint_names: tuple[str, ...]) -> JointTrajectory:
+    """The knots after ``since_ns`` with stamp 0: the controller starts them on reception, from its present state.
+
+    The first ``time_from_start`` is greater than 0, because a point at 0 would be a step.
+    """
+    first = int(np.searchsorted(plan.times_ns, since_ns, side="right"))
+    return JointTrajectory(joint_names, 0, _points(plan, first, since_ns))
+
+
+def _points(plan: Plan, first: int, zero_ns: int) -> tuple[TrajectoryPoint, ...]:
+    return tuple(
         TrajectoryPoint(
             positions=plan.positions[k],
             velocities=plan.velocities[k],
-            time_from_start_ns=int(plan.times_ns[k]) - stamp_ns,
+            time_from_start_ns=int(plan.times_ns[k]) - zero_ns,
         )
         for k in range(first, len(plan.times_ns))
     )
-    return JointTrajectory(joint_names=joint_names, stamp_ns=stamp_ns, points=points)

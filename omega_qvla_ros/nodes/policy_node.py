@@ -296,8 +296,8 @@ class PolicyNode(LifecycleNode):
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
         if self._session is not None:
-            self.get_logger().warning("the clock jumped back: the plan and all samples are dropped")
-            self._session.restart(self._now())
+            self.get_logger().warning("the clock jumped back: hold here; the plan and all samples are dropped")
+            self._publish(self._session.clock_jumped(self._now()))
 
     # Parameters, instruction, services.
 
@@ -323,6 +323,7 @@ class PolicyNode(LifecycleNode):
 
     def _start(self, session: PolicySession) -> str:
         session.start(self._now())
+        self._publish(session.motion.tick(self._now()))
         return "started"
 
     def _stop(self, session: PolicySession) -> str:
@@ -332,6 +333,7 @@ class PolicyNode(LifecycleNode):
 
     def _restart(self, session: PolicySession) -> str:
         session.restart(self._now())
+        self._publish(session.motion.tick(self._now()))
         return f"epoch {session.scheduler.epoch}"
 
     def _reset_fault(self, session: PolicySession) -> str:

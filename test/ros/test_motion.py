@@ -12,9 +12,10 @@ from omega_qvla_core.policy_types import ActionChunk
 from omega_qvla_ros import jtc
 from omega_qvla_ros.contract import check_policy
 from omega_qvla_ros.guard import ChunkRejected, MotionGuard
-from omega_qvla_ros.motion import HOLD_REPEATS, TRACKING_TICKS, Motion
+from omega_qvla_ros.motion import HOLD_REPEATS, Motion
 from omega_qvla_ros.scheduler import ChunkDropped, ChunkScheduler
 from omega_qvla_ros.splines import segment_peak_speeds, segment_ranges
+from omega_qvla_ros.tracking import TRACKING_TICKS, TrackingMonitor
 
 START = np.array([0.0, 0.02])
 NAMES = ("shoulder", "finger")
@@ -125,14 +126,50 @@ def test_rejected_chunk_leaves_the_plan() -> None:
     assert motion.plan is plan
 
 
-def test_forget_starts_from_the_measured_position() -> None:
+def test_restart_brakes_first_and_then_starts_from_the_measured_position_and_velocity() -> None:
     motion, scheduler = build()
     give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
-    motion.forget()
-    assert motion.tick(T0 + PERIOD_NS) is None
-    measured = np.array([-0.7, 0.01])
-    motion.on_chunk(scheduler.begin(T0 + PERIOD_NS), chunk(ramp(-0.7, 0.02)), T0 + PERIOD_NS, measured)
-    np.testing.assert_allclose(motion.plan.sample(T0 + PERIOD_NS)[0], measured)
+    now = T0 + 210_000_000
+    motion.tick(now)
+    before = motion.plan.sample(now)
+    motion.restart(now)
+    assert motion.braking
+    messages = [motion.tick(now + k * PERIOD_NS) for k in range(HOLD_REPEATS)]
+    for message in messages:
+        assert message is not None and message.stamp_ns == messages[0].stamp_ns <= now - PERIOD_NS
+        assert message.points[-1].positions[0] == pytest.approx(before[0][0] + before[1][0] ** 2 / 20.0, abs=1e-3)
+        np.testing.assert_array_equal(message.points[-1].velocities, 0.0)
+    with pytest.raises(ChunkDropped, match="brakes"):
+        give(motion, scheduler, ramp(0.3, 0.02), now, now + PERIOD_NS)
+    now = motion.plan.end_ns
+    assert motion.tick(now) is None and motion.plan is None and not motion.braking
+    measured, velocity = np.array([-0.7, 0.01]), np.array([0.5, 0.001])
+    motion.on_chunk(scheduler.begin(now), chunk(ramp(-0.7, 0.02)), now, measured, velocity)
+    np.testing.assert_allclose(motion.plan.sample(now)[0], measured)
+    np.testing.assert_allclose(motion.plan.sample(now)[1], [0.5, 0.0])  # 1 mm/s is noise
+
+
+def test_restart_of_an_arm_that_stands_forgets_at_once() -> None:
+    motion, scheduler = build()
+    give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
+    motion.restart(motion.plan.end_ns)
+    assert motion.plan is None and not motion.braking and motion.counters.holds == 0
+
+
+def test_clock_that_jumps_back_holds_where_the_arm_is_with_stamp_zero() -> None:
+    motion, scheduler = build()
+    give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
+    motion.tick(T0 + 200_000_000)
+    now = T0 - 100 * 10**9
+    motion.clock_jumped(now, np.array([0.1, 0.03]), np.array([1.0, 0.0]))
+    for k in range(HOLD_REPEATS):
+        message = motion.tick(now + k * PERIOD_NS)
+        assert message is not None and message.stamp_ns == 0
+        assert jtc.validate(message, now, NAMES) is None
+        assert message.points[0].time_from_start_ns > 0  # a point at 0 would be a step
+        assert message.points[-1].positions[0] == pytest.approx(0.1 + 1.0**2 / 20.0, abs=1e-3)
+        assert message.points[-1].positions[1] == pytest.approx(0.02)  # not watched: as commanded
+    assert motion.tick(motion.plan.end_ns) is None and motion.plan is None
 
 
 def test_shortened_plan_still_ends_at_rest() -> None:
@@ -145,14 +182,32 @@ def test_shortened_plan_still_ends_at_rest() -> None:
     np.testing.assert_array_equal(message.points[-1].velocities, 0.0)
 
 
-def test_arm_that_does_not_follow_drops_the_plan() -> None:
+def test_arm_that_does_not_follow_is_lost_with_joint_error_and_limit() -> None:
     motion, scheduler = build()
     give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
     elsewhere = np.array([-0.9, 0.02])
     reasons = [motion.watch_tracking(T0 + k * PERIOD_NS, elsewhere) for k in range(TRACKING_TICKS)]
     assert reasons[:-1] == [None] * (TRACKING_TICKS - 1)
-    assert "'shoulder' is" in reasons[-1] and motion.plan is None
-    assert motion.watch_tracking(T0, np.array([0.0, 0.02])) is None
+    assert "'shoulder' is 1." in reasons[-1] and "limit 0.300" in reasons[-1]
+    assert motion.tracking.losses == 1 and motion.plan is not None  # braking is the caller's work
+    for k in range(TRACKING_TICKS):
+        motion.watch_tracking(T0 + k * PERIOD_NS, elsewhere)
+    assert motion.tracking.losses == 2
+    motion.watch_tracking(T0, np.array([0.0, 0.02]))  # it has moved: the row is broken
+    assert motion.tracking.losses == 0
+
+
+def test_joint_that_stands_beside_its_command_is_blocked() -> None:
+    """A policy that sees where the arm is keeps its command near it, so the error itself stays small."""
+    monitor = TrackingMonitor(NAMES, LIMITS)
+    command, measured = np.array([0.1, 0.02]), np.array([0.0, 0.02])
+    reasons = [monitor.check(T0 + k * PERIOD_NS, command, measured) for k in range(41)]
+    assert reasons[:-1] == [None] * 40
+    assert "'shoulder' stands 0.100 away from its command for 2 s" in reasons[-1]
+    slow = [monitor.check(T0 + k * PERIOD_NS, command + 0.01 * k, measured + 0.01 * k) for k in range(200)]
+    assert slow == [None] * 200  # a lag is no block
+    near = [monitor.check(T0 + k * PERIOD_NS, measured + 0.05, measured) for k in range(200)]
+    assert near == [None] * 200  # friction is no block
 
 
 def test_finger_on_an_object_is_no_tracking_error() -> None:

@@ -13,6 +13,7 @@ from omega_qvla_core.errors import ConfigError, InstructionError
 from omega_qvla_core.policy_types import ActionChunk, Observation
 from omega_qvla_ros import jtc
 from omega_qvla_ros.guard import State
+from omega_qvla_ros.motion import HOLD_REPEATS
 from omega_qvla_ros.session import MAX_LATE_CHUNKS, PolicySession, SessionOptions
 from omega_qvla_ros.trajectory import JointTrajectory
 
@@ -56,6 +57,7 @@ class Rig:
             self.done.release,
         )
         self.now = T0
+        self.stands_at = [0.0, 0.02]
         self.sensors = {"front", "wrist", "joints"}
         self.sent: list[tuple[int, JointTrajectory]] = []
         self.session.set_instruction("go", self.now)
@@ -82,9 +84,11 @@ class Rig:
             self.session.buffer.add_joints(list(NAMES), self.position(), self.now, self.now)
 
     def position(self) -> list[float]:
-        """The arm follows its command exactly."""
+        """The arm follows its command exactly, and stays where it is without one."""
         plan = self.session.motion.plan
-        return [0.0, 0.02] if plan is None else list(plan.sample(self.now)[0])
+        if plan is not None:
+            self.stands_at = list(plan.sample(self.now)[0])
+        return self.stands_at
 
     def wait(self) -> None:
         assert self.done.acquire(timeout=DEADLINE_S)
@@ -313,18 +317,83 @@ def test_deactivate_returns_a_decelerating_hold(rig: Rig) -> None:
     assert rig.run(10)[-1] is None
 
 
-def test_restart_begins_at_the_measured_position(rig: Rig) -> None:
+def test_restart_brakes_and_begins_at_the_measured_position(rig: Rig) -> None:
     rig.run(10)
     rig.session.restart(rig.now)
-    assert rig.session.motion.plan is None
-    assert rig.tick() is None
-    rig.run(4)
-    assert rig.state is State.OK and rig.session.motion.plan.positions[0, 0] == pytest.approx(0.0)
+    message = rig.session.motion.tick(rig.now)
+    assert message is not None and message.end_ns - rig.now <= 4 * PERIOD_NS
+    np.testing.assert_array_equal(message.points[-1].velocities, 0.0)
+    rig.run(3)
+    assert rig.speed == 0.0 and rig.session.motion.braking
+    stands_at = rig.position()[0]
+    assert stands_at > 0.1
+    rig.run(3)
+    assert rig.state is State.OK and rig.session.motion.plan.positions[0, 0] == pytest.approx(stands_at)
+
+
+@pytest.mark.parametrize("first", ["restart", "start", "clock"])
+@pytest.mark.parametrize("then", ["stop", "deactivate", "sensors"])
+def test_arm_stops_whatever_follows_a_restart(rig: Rig, first: str, then: str) -> None:
+    """The controller has the old window until a hold reaches it, so a hold is sent before the plan is forgotten."""
+    rig.run(10)
+    assert rig.speed > 0.1
+    position = rig.session.motion.plan.sample(rig.now)[0][0]
+    if first == "clock":
+        rig.now -= 10**9
+        sent = [rig.session.clock_jumped(rig.now)]
+    else:
+        getattr(rig.session, first)(rig.now)
+        sent = []
+    if then == "stop":
+        rig.session.stop(rig.now)
+    elif then == "deactivate":
+        sent.append(rig.session.deactivate(rig.now))
+    rig.sensors.clear()
+    sent += rig.run(8)
+    holds = [message for message in sent if message is not None]
+    assert len(holds) == HOLD_REPEATS
+    for message in holds:
+        np.testing.assert_array_equal(message.points[-1].velocities, 0.0)
+        assert abs(message.points[-1].positions[0] - position) < 0.05
+    assert rig.state is State.HOLD and rig.session.motion.plan is None
 
 
 def test_clock_that_jumped_back(rig: Rig) -> None:
     rig.run(10)
     rig.now -= 100 * 10**9
-    rig.session.restart(rig.now)
-    rig.run(10)
+    message = rig.session.clock_jumped(rig.now)
+    assert message is not None and message.stamp_ns == 0 and jtc.validate(message, rig.now, NAMES) is None
+    rig.run(12)
     assert rig.state is State.OK and rig.speed > 0.0
+
+
+@pytest.mark.parametrize(("step", "words"), [(0.07, "away from its command"), (0.04, "for 2 s")])
+def test_blocked_arm_is_held_and_latched_at_the_third_loss(rig: Rig, step: float, words: str) -> None:
+    rig.policy.step = step
+    rig.session.scheduler.execution_horizon_steps = 8 if step > 0.05 else 2
+    rig.position = lambda: [0.0, 0.02]
+    holds = 0
+    for _ in range(60 * 20):
+        was = rig.state
+        rig.tick()
+        holds += was is State.OK and rig.state in (State.HOLD, State.LATCHED)
+        if rig.state is State.HOLD and rig.session.motion.counters.tracking_lost:
+            assert "'shoulder'" in rig.session.safety.reasons[0] and words in rig.session.safety.reasons[0]
+    assert rig.state is State.LATCHED and holds == 3 and rig.speed == 0.0
+    assert "3 tracking losses in a row" in rig.session.safety.reasons[0]
+    assert rig.run(5) == [None] * 5
+    del rig.position  # free again
+    rig.policy.step = 0.02
+    rig.session.reset_fault()
+    rig.run(25)
+    assert rig.state is State.OK and rig.session.motion.tracking.losses == 0
+
+
+def test_activation_clears_latched_faults(rig: Rig) -> None:
+    rig.session.safety.latch("policy", "3 policy errors in a row")
+    rig.session.deactivate(rig.now)
+    assert rig.state is State.LATCHED
+    rig.session.activate()
+    rig.session.start(rig.now)
+    rig.run(6)
+    assert rig.state is State.OK
