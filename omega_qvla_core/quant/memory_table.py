@@ -115,7 +115,7 @@ def _full_sizes() -> tuple[tuple[str, ModelConfig, int], ...]:
 
 def whole_variants(embodiments: bool) -> dict[str, WholeRecipe]:
     """Recipes of scope ``whole`` by what they say; the first one is the default."""
-    four, eight = eight_bit_side(4, 64), eight_bit_side()
+    four = eight_bit_side(4, 64)
     if embodiments:
         return {
             "all 32 embodiments": WholeRecipe(),
@@ -126,7 +126,7 @@ def whole_variants(embodiments: bool) -> dict[str, WholeRecipe]:
     return {
         "4-bit embeddings, 8-bit vision": WholeRecipe(),
         "both 4-bit": WholeRecipe(vision=four),
-        "both 8-bit": WholeRecipe(vision=eight, adapter=eight, embedding_bits=8, embedding_group=0),
+        "both 8-bit": WholeRecipe(embedding_bits=8, embedding_group=0),
     }
 
 

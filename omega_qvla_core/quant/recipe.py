@@ -138,11 +138,11 @@ class WholeRecipe:
     """
 
     vision: SideRecipe = field(default_factory=eight_bit_side)
-    adapter: SideRecipe = field(default_factory=lambda: eight_bit_side(4, 64))
+    adapter: SideRecipe = field(default_factory=eight_bit_side)
     embedding_bits: int = 4
     embedding_group: int = 64
-    embodiment_bits: int = 8
-    embodiment_group: int = 0
+    embodiment_bits: int = 4
+    embodiment_group: int = 64
     embodiments: str = "all"
 
     def __post_init__(self) -> None:

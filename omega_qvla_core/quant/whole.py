@@ -2,9 +2,10 @@
 
 On top of the linears of ``quant.scope`` it covers
 
-- the linears of the vision tower (8 bits) and of projectors and adapter (weights 4, activations 8 bits),
+- the linears of vision tower, projectors and adapter (8 bits: with 4-bit weights in the adapter the action error of
+  the small GR00T doubles),
 - the token table (4 bits, weight only),
-- state and action encoders and the action decoder of GR00T N1.5 (8 bits, weight only), for all embodiments or for the
+- state and action encoders and the action decoder of GR00T N1.5 (4 bits, weight only), for all embodiments or for the
   one that the robot setup names,
 - modulation layers and the time MLP before them: their outputs per denoise step become tables, their weights go.
 

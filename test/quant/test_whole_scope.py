@@ -61,7 +61,7 @@ def test_vision_and_projector_are_sites_of_eight_bits(whole, policy):
     sites = {site.name: site for site in whole[1].sites}
     tower = "paligemma_with_expert.paligemma.model.vision_tower.vision_model.encoder.layers.0"
     assert sites[f"{tower}.self_attn.qkv"].bits == sites[f"{tower}.mlp.fc1"].bits == (8, 8)
-    assert sites["paligemma_with_expert.paligemma.model.multi_modal_projector.linear"].bits == (4, 8)
+    assert sites["paligemma_with_expert.paligemma.model.multi_modal_projector.linear"].bits == (8, 8)
     assert len(find_sites(policy.model, whole=True)) == len(sites) > len(find_sites(policy.model))
     assert all(site.executable for site in whole[1].sites)
 
