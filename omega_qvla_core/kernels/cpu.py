@@ -26,6 +26,10 @@ _EXACT_FLOAT32 = 1 << 24
 # Up to this many outputs one batched float32 product beats one int8 product per group (measured at 16 tokens).
 _SMALL_OUTPUTS = 128
 
+# Shorter sums are taken in float32. With one column, torch 2.13's int8 product returns memory it never wrote; with few,
+# an int8 product per group is slow.
+_SHORTEST_INT8_SUM = 8
+
 
 @dataclass(frozen=True)
 class CpuWeight:
@@ -82,7 +86,7 @@ class CpuBackend(Backend):
 def product_dtype(weight: GroupedWeight) -> torch.dtype:
     """The fastest number type whose products are exact for this weight on this machine."""
     exact_in_float32 = weight.largest_accumulator <= _EXACT_FLOAT32
-    small = weight.codes.shape[0] <= _SMALL_OUTPUTS and exact_in_float32
+    small = (weight.codes.shape[0] <= _SMALL_OUTPUTS or weight.group < _SHORTEST_INT8_SUM) and exact_in_float32
     if weight.codes.device.type == "cpu" and not small and int8_product_is_exact():
         return torch.int8
     return torch.float32 if exact_in_float32 else torch.float64
