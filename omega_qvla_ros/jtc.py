@@ -22,7 +22,8 @@ MAX_END_VELOCITY = float(np.finfo(np.float32).eps)
 def validate(trajectory: JointTrajectory, now_ns: int, joint_names: Sequence[str]) -> str | None:
     """Whether a controller for ``joint_names`` accepts a trajectory.
 
-    NaN, limits, jumps and duplicates are not checked, exactly as in the controller: that is the guard's work.
+    NaN, limits and jumps are not checked, exactly as in the controller: that is the guard's work. A joint that occurs
+    twice is refused although the controller does not look at it: another joint would have no command.
 
     Args:
         trajectory: The message.
@@ -47,6 +48,10 @@ def _check_joints(trajectory: JointTrajectory, joint_names: Sequence[str]) -> st
     unknown = [name for name in trajectory.joint_names if name not in joint_names]
     if unknown:
         return f"unknown joint {unknown[0]!r}; the controller has {', '.join(joint_names)}"
+    missing = [name for name in joint_names if name not in trajectory.joint_names]
+    if missing:
+        twice = next(name for name in trajectory.joint_names if trajectory.joint_names.count(name) > 1)
+        return f"joint {twice!r} occurs twice and joint {missing[0]!r} is missing"
     return None
 
 

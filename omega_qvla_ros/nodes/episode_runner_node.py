@@ -20,7 +20,7 @@ from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
@@ -29,17 +29,11 @@ from std_srvs.srv import Trigger
 from omega_qvla_core.envs.tabletop import COLOURS, Task
 from omega_qvla_core.errors import OmegaQVLAError
 from omega_qvla_ros import msgs
-from omega_qvla_ros.nodes import parameters
+from omega_qvla_ros.nodes import parameters, qos
 
 SERVICE_TIMEOUT_S = 30.0
 REPORT_TIMEOUT_S = 5.0
 """Diagnostics come once per second."""
-RESULT_QOS = QoSProfile(
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-    history=HistoryPolicy.KEEP_LAST,
-    depth=10,
-)
 
 
 class EpisodeError(OmegaQVLAError):
@@ -143,7 +137,7 @@ class EpisodeRunnerNode(Node):
         self._results: dict[int, dict[str, Any]] = {}
         self._status: dict[str, DiagnosticStatus] = {}
         self._status_count: dict[str, int] = {}
-        self.create_subscription(String, "episode_result", self._on_result, RESULT_QOS)
+        self.create_subscription(String, "episode_result", self._on_result, qos.RESULT)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         if on_frame is not None:
             for topic in frame_topics:

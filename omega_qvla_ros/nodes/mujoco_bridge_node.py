@@ -15,16 +15,19 @@ import json
 import re
 import threading
 import time
+import traceback
 from collections import Counter
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
+import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.logging import get_logger
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import String
@@ -44,19 +47,10 @@ from omega_qvla_core.envs.tabletop import (
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_ros import msgs
 from omega_qvla_ros.jtc import TrajectoryExecutor
-from omega_qvla_ros.nodes import diagnostics, parameters, process
+from omega_qvla_ros.nodes import diagnostics, parameters, process, qos
 from omega_qvla_ros.splines import NS_PER_S, nanoseconds, seconds
 from omega_qvla_ros.stats import TickMonitor
 
-COMMAND_QOS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST, depth=10)
-"""Deep enough that no trajectory is overwritten before it was judged; a stock controller keeps one."""
-RESULT_QOS = QoSProfile(
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-    history=HistoryPolicy.KEEP_LAST,
-    depth=10,
-)
-CLOCK_QOS = QoSProfile(reliability=ReliabilityPolicy.BEST_EFFORT, history=HistoryPolicy.KEEP_LAST, depth=1)
 STEP_NS = nanoseconds(COMMAND_PERIOD_S)
 CONTROL_NS = nanoseconds(CONTROL_PERIOD_S)
 START_NS = NS_PER_S
@@ -81,6 +75,7 @@ class Episode:
     started_ns: int | None = None
     ended_ns: int | None = None
     rejected: int = 0
+    not_finite: int = 0
 
 
 class MujocoBridgeNode(Node):
@@ -111,7 +106,7 @@ class MujocoBridgeNode(Node):
         self._viewer = _open_viewer(self.env) if parameters.value(self, "viewer") else None
 
     def _create_interfaces(self) -> None:
-        self._clock_publisher = self.create_publisher(Clock, "/clock", CLOCK_QOS)
+        self._clock_publisher = self.create_publisher(Clock, "/clock", qos.CLOCK)
         self._joint_publisher = self.create_publisher(JointState, "joint_states", 10)
         self._cameras = list(CAMERAS)
         self._images = {
@@ -124,9 +119,9 @@ class MujocoBridgeNode(Node):
             self._images[HUMAN_CAMERA] = self.create_publisher(
                 Image, f"{HUMAN_CAMERA}/image_raw", qos_profile_sensor_data
             )
-        self._results = self.create_publisher(String, "episode_result", RESULT_QOS)
+        self._results = self.create_publisher(String, "episode_result", qos.RESULT)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self.create_subscription(JointTrajectoryMsg, "joint_trajectory", self._on_trajectory, COMMAND_QOS)
+        self.create_subscription(JointTrajectoryMsg, "joint_trajectory", self._on_trajectory, qos.COMMAND_RECEIVED)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self._joint_every_ns = self._whole_steps("joint_state_rate_hz")
         self._camera_every_ns = self._whole_steps("camera_rate_hz")
@@ -236,6 +231,8 @@ class MujocoBridgeNode(Node):
             target_ns = self._now_ns + STEP_NS
             # The controller's command for the end of its period, as ros2_control writes it.
             target, _ = self._controller.sample(target_ns, self.env.joint_positions(), self.env.joint_velocities())
+            if not np.isfinite(target).all():
+                target = self._refuse_target(target)
         self.env.set_command(limit_command(self.env.command(), target, COMMAND_PERIOD_S))
         self.env.advance(COMMAND_PERIOD_S)
         with self._lock:
@@ -244,6 +241,19 @@ class MujocoBridgeNode(Node):
         self._rate.tick(time.monotonic_ns())
         if started_ns is not None and ended_ns is None and (target_ns - started_ns) % CONTROL_NS == 0:
             self._judge(target_ns - started_ns)
+
+    def _refuse_target(self, target: np.ndarray) -> np.ndarray:
+        """Drop a trajectory that gives no number, as a drive would; returns the last finite command. Lock held."""
+        name = JOINT_NAMES[int(np.flatnonzero(~np.isfinite(target))[0])]
+        command = self.env.command()
+        self._controller.hold(command)
+        self._counters["trajectories_not_finite"] += 1
+        self._episode.not_finite += 1
+        self.get_logger().error(
+            f"the trajectory gives no finite position for joint {name!r}: dropped, the arm holds its last command",
+            throttle_duration_sec=5.0,
+        )
+        return command
 
     def _judge(self, elapsed_ns: int) -> None:
         status = self.env.update_status()
@@ -263,6 +273,7 @@ class MujocoBridgeNode(Node):
             "sim_time_s": round(float(seconds(elapsed_ns)), 3),
             "steps": status.steps,
             "rejected_trajectories": episode.rejected,
+            "not_finite_trajectories": episode.not_finite,
         }
         self._results.publish(String(data=json.dumps(result)))
         self.get_logger().info(f"episode {episode.number} ended: {'success' if status.success else 'failure'}")
@@ -296,6 +307,7 @@ class MujocoBridgeNode(Node):
     def _report(self, now_ns: int) -> None:
         with self._lock:
             rejected = sum(self._rejections.values())
+            not_finite = self._counters["trajectories_not_finite"]
             values: dict[str, object] = {
                 "trajectories_rejected": rejected,
                 **{f"rejected.{reason}": count for reason, count in self._rejections.items()},
@@ -303,8 +315,10 @@ class MujocoBridgeNode(Node):
                 "real_time_factor": self._rate.rate_hz * COMMAND_PERIOD_S,
                 **self._describe(self._episode),
             }
-        level = DiagnosticStatus.WARN if rejected else DiagnosticStatus.OK
-        message = f"{rejected} trajectories rejected" if rejected else "simulating"
+        faults = [f"{rejected} trajectories rejected"] if rejected else []
+        faults += [f"{not_finite} trajectories without finite positions"] if not_finite else []
+        level = DiagnosticStatus.WARN if faults else DiagnosticStatus.OK
+        message = "; ".join(faults) or "simulating"
         name = self.get_fully_qualified_name().lstrip("/")
         status = diagnostics.status(f"{name}: controller", "tabletop", level, message, values)
         self._diagnostics.publish(diagnostics.array(now_ns, status))
@@ -331,11 +345,12 @@ def _open_viewer(env: TabletopEnv) -> object:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the simulation until SIGINT or SIGTERM; exits with 0."""
+    """Run the simulation until SIGINT or SIGTERM; exits with 0, with 1 if its executor died."""
     node, stopping = process.start(args, "mujoco_bridge_node", MujocoBridgeNode)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    spinner = threading.Thread(target=_spin, args=(executor,), name="executor", daemon=True)
+    died: list[Exception] = []
+    spinner = threading.Thread(target=_spin, args=(executor, stopping, died), name="executor", daemon=True)
     spinner.start()
     try:
         node.run(stopping)
@@ -345,13 +360,20 @@ def main(args: list[str] | None = None) -> None:
         node.close()
         node.destroy_node()
         rclpy.try_shutdown()
+    if died:
+        raise SystemExit(1)
 
 
-def _spin(executor: SingleThreadedExecutor) -> None:
+def _spin(executor: SingleThreadedExecutor, stopping: list[int], died: list[Exception]) -> None:
+    """The executor's thread. A robot that is deaf must not look alive: if this ends, so does the process."""
     try:
         executor.spin()
     except ExternalShutdownException:
         pass
+    except Exception as error:  # noqa: BLE001 - whatever a callback raises
+        get_logger("mujoco_bridge_node").fatal(f"the executor died:\n{traceback.format_exc()}")
+        died.append(error)
+        stopping.append(0)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from trajectory_msgs.msg import JointTrajectory as JointTrajectoryMsg
 
 from omega_qvla_core.envs.tabletop import JOINT_NAMES, Task
 from omega_qvla_ros import msgs
+from omega_qvla_ros.nodes.mujoco_bridge_node import _spin
 from omega_qvla_ros.trajectory import JointTrajectory, TrajectoryPoint
 
 S = 1_000_000_000
@@ -103,7 +104,7 @@ def test_trajectory_is_executed_with_joints_in_any_order(graph: Graph) -> None:
     np.testing.assert_allclose(positions(graph)[1:6], start[1:6], atol=0.03)
 
 
-@pytest.mark.parametrize("case", ["empty", "unknown joint", "moving end", "old", "not increasing"])
+@pytest.mark.parametrize("case", ["empty", "unknown joint", "joint twice", "moving end", "old", "not increasing"])
 def test_trajectory_that_a_controller_rejects_is_counted_with_its_reason_and_does_not_move(
     graph: Graph, case: str
 ) -> None:
@@ -117,6 +118,8 @@ def test_trajectory_that_a_controller_rejects_is_counted_with_its_reason_and_doe
         send(graph)
     elif case == "unknown joint":
         send(graph, point, names=(*JOINT_NAMES[:-1], "elbow"))
+    elif case == "joint twice":
+        send(graph, point, names=(*JOINT_NAMES[:-1], JOINT_NAMES[0]))
     elif case == "moving end":
         send(graph, TrajectoryPoint(goal, S, np.full(7, 0.1)))
     elif case == "old":
@@ -152,3 +155,36 @@ def test_episode_is_judged_from_its_first_command_and_the_arm_holds_after_its_en
     graph.spin_sim(1.0)
     np.testing.assert_allclose(positions(graph), held, atol=0.01)
     assert held[0] < goal[0] - 0.2
+
+
+def test_trajectory_with_nan_is_counted_and_the_arm_holds_its_last_command(graph: Graph) -> None:
+    """A stock controller accepts it; the simulator must survive it."""
+    reset(graph)
+    graph.spin_sim(0.2)
+    count, here = len(graph.results), positions(graph)
+    broken = here + 0.3
+    broken[2] = np.nan
+    send(graph, TrajectoryPoint(here, S // 10, np.zeros(7)), TrajectoryPoint(broken, S, np.zeros(7)))
+    graph.wait(lambda: "trajectories_not_finite" in graph.bridge(), "the count in the diagnostics")
+    assert "without finite positions" in graph.diagnostics["mujoco_bridge_node"][0]
+    np.testing.assert_allclose(positions(graph)[:6], here[:6], atol=0.03)
+    assert graph.processes[0].returncode is None and "'joint_3'" in graph.processes[0].log_text()
+    goal = here.copy()
+    goal[0] += 0.2
+    send(graph, TrajectoryPoint(goal, S // 2, np.zeros(7)))
+    graph.wait(lambda: abs(graph.joints["joint_1"] - goal[0]) < 0.02, "joint_1 at its goal")
+    graph.wait(lambda: len(graph.results) > count, "the result")
+    assert graph.results[-1]["not_finite_trajectories"] == 1
+
+
+def test_executor_that_dies_ends_the_process_with_an_error() -> None:
+    """A bridge without its executor would go on simulating, deaf."""
+
+    class Broken:
+        def spin(self) -> None:
+            raise ValueError("a callback raised")
+
+    stopping: list[int] = []
+    died: list[Exception] = []
+    _spin(Broken(), stopping, died)
+    assert stopping and "a callback raised" in str(died[0])

@@ -32,6 +32,7 @@ GOOD = point(1.0, [1, 2], [0, 0])
         (trajectory(GOOD, names=()), "no joint names"),
         (trajectory(GOOD, names=("a",)), "1 joints, the controller has 2"),
         (trajectory(GOOD, names=("a", "c")), "unknown joint 'c'"),
+        (trajectory(GOOD, names=("a", "a")), "joint 'a' occurs twice and joint 'b' is missing"),
         (trajectory(), "no points"),
         (trajectory(point(1.0, [1, 2], [0, 0.1])), "velocity of the last point is not zero.*'b'"),
         (trajectory(point(0.0, [1]), GOOD), "point 0 has 1 positions"),
