@@ -63,9 +63,12 @@ class _Stream:
         self._resume_after = resume_after
         self._missing = 1
         self.newest_ns: int | None = None
+        self.refused: str | None = None
+        """Why the newest message was not taken, None if it was."""
 
     def received(self, stamp_ns: int, now_ns: int) -> None:
         self.update(now_ns)
+        self.refused = None
         self.newest_ns = stamp_ns
         if now_ns - stamp_ns <= self.timeout_ns:
             self._missing = max(self._missing - 1, 0)
@@ -76,11 +79,16 @@ class _Stream:
             self._missing = self._resume_after
 
     def problem(self, now_ns: int) -> str | None:
+        refused = f"; the last message was refused: {self.refused}" if self.refused else ""
         if self.newest_ns is None:
-            return f"nothing received on {self.topic!r} yet"
+            return (
+                f"nothing usable on {self.topic!r} yet{refused}"
+                if refused
+                else f"nothing received on {self.topic!r} yet"
+            )
         age_s = seconds(now_ns - self.newest_ns)
         if now_ns - self.newest_ns > self.timeout_ns:
-            return f"{self.topic!r} is stale: {age_s:.3f} s old, limit {seconds(self.timeout_ns):.3f} s"
+            return f"{self.topic!r} is stale: {age_s:.3f} s old, limit {seconds(self.timeout_ns):.3f} s{refused}"
         if self._missing:
             return f"{self.topic!r} came back; waiting for {self._missing} more samples"
         return None
@@ -140,7 +148,7 @@ class ObservationBuffer:
         """
         with self._lock:
             stamp_ns = self._check_zero(key, stamp_ns, now_ns)
-            reason = self._drop_reason(key, stamp_ns, self._streams[key].newest_ns, now_ns)
+            reason = self._drop_reason(key, self._streams[key], stamp_ns, self._streams[key].newest_ns, now_ns)
             if reason is None:
                 self._images[key].append((stamp_ns, image))
                 self._streams[key].received(stamp_ns, now_ns)
@@ -155,21 +163,28 @@ class ObservationBuffer:
         """
         with self._lock:
             if len(positions) != len(names):
+                self._joint_stream.refused = f"{len(positions)} positions for {len(names)} names"
                 return self._count("joint_states", "length")
             stamp_ns = self._check_zero("joint_states", stamp_ns, now_ns)
             ours = [
                 (self._joint_index[name], value) for name, value in zip(names, positions) if name in self._joint_index
             ]
             if not ours:
+                self._joint_stream.refused = (
+                    f"it has none of the joints {', '.join(self._joint_names)}, but {', '.join(names) or 'none at all'}"
+                )
                 return self._count("joint_states", "foreign")
             index = np.array([k for k, _ in ours])
             values = np.array([value for _, value in ours], dtype=np.float64)
             if not np.isfinite(values).all():
                 name = self._joint_names[index[np.flatnonzero(~np.isfinite(values))[0]]]
                 self._count("joint_states", "not_finite")
+                self._joint_stream.refused = f"joint {name!r} is not finite"
                 return f"not_finite: joint {name!r}"
             newest = int(self._joint_stamps[index].max())
-            reason = self._drop_reason("joint_states", stamp_ns, newest if newest >= 0 else None, now_ns)
+            reason = self._drop_reason(
+                "joint_states", self._joint_stream, stamp_ns, newest if newest >= 0 else None, now_ns
+            )
             if reason is None:
                 self._joint_positions[index] = values
                 self._joint_stamps[index] = stamp_ns
@@ -194,16 +209,27 @@ class ObservationBuffer:
             return now_ns
         return stamp_ns
 
-    def _drop_reason(self, name: str, stamp_ns: int, newest_ns: int | None, now_ns: int) -> str | None:
+    def _drop_reason(self, name: str, stream: _Stream, stamp_ns: int, newest_ns: int | None, now_ns: int) -> str | None:
+        kind, text = None, ""
         if stamp_ns > now_ns + self._max_future_ns:
-            return self._count(name, "future")
-        if stamp_ns < self._not_before_ns:
-            return self._count(name, "before_restart")
-        if newest_ns is not None and stamp_ns == newest_ns:
-            return self._count(name, "repeated")
-        if newest_ns is not None and stamp_ns < newest_ns:
-            return self._count(name, "old")
-        return None
+            ahead_s = seconds(stamp_ns - now_ns)
+            kind, text = "future", f"it is stamped {ahead_s:.3f} s in the future; synchronize the clocks"
+        elif stamp_ns < self._not_before_ns:
+            kind, text = "before_restart", "it was stamped before the restart"
+        elif newest_ns is not None and stamp_ns == newest_ns:
+            kind, text = "repeated", "its stamp is that of the message before"
+        elif newest_ns is not None and stamp_ns < newest_ns:
+            kind, text = "old", "its stamp is older than that of the message before"
+        if kind is None:
+            return None
+        stream.refused = text
+        return self._count(name, kind)
+
+    def refuse_image(self, key: str, reason: str) -> None:
+        """Note an image that cannot be decoded; it counts as none."""
+        with self._lock:
+            self._streams[key].refused = reason
+            self._count(key, "undecodable")
 
     def _count(self, name: str, kind: str) -> str:
         self.counters[f"{name}:{kind}"] += 1

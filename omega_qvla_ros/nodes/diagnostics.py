@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from omega_qvla_ros.guard import State
 from omega_qvla_ros.msgs import header
@@ -69,13 +70,46 @@ def status(name: str, hardware_id: str, level: bytes, message: str, values: Mapp
 
 
 def session_status(
-    node_name: str, session: PolicySession, now_ns: int, extra: Mapping[str, object]
+    node_name: str, session: PolicySession, now_ns: int, extra: Mapping[str, object], clock: str | None = None
 ) -> DiagnosticStatus:
-    """The status of a configured policy node."""
+    """The status of a configured policy node; ``clock`` is from ``clock_problem``."""
     safety = session.safety
     message = safety.state.name + (f": {safety.reasons[0]}" if safety.reasons else "")
     values = {**extra, **session_values(session, now_ns)}
-    return status(f"{node_name}: policy", session.contract.name, LEVELS[safety.state], message, values)
+    level = LEVELS[safety.state]
+    if clock is not None:
+        # Nothing is judged while the timer does not run, so the state is an old one.
+        level, message = max(level, DiagnosticStatus.WARN), f"{clock} ({message})"
+        values["clock"] = clock
+    return status(f"{node_name}: policy", session.contract.name, level, message, values)
+
+
+def log_state(logger: RcutilsLogger, before: State, session: PolicySession) -> None:
+    """Log a change of the safety state; while a session waits for its first samples it is no fault."""
+    safety = session.safety
+    text = f"{before.name} -> {safety.state.name}: {'; '.join(safety.reasons) or 'moving'}"
+    if safety.may_move or session.starting:
+        logger.info(text)
+    else:
+        logger.warning(text)
+
+
+def clock_problem(now_ns: int, silent_s: float, period_s: float) -> str | None:
+    """Whether the control timer runs, which goes by the node's clock.
+
+    Args:
+        now_ns: The node's time; 0 while it waits for ``/clock``.
+        silent_s: Wall time since the timer last ran.
+        period_s: Control period.
+    """
+    if now_ns == 0:
+        return "no /clock is published; set use_sim_time:=false or start the simulator"
+    if silent_s > 2.0 * period_s:
+        return (
+            f"the control timer has not run for {silent_s:.2f} s of wall time (period {period_s:g} s): /clock stands "
+            "or is slow; set use_sim_time:=false or look after the simulator"
+        )
+    return None
 
 
 def array(now_ns: int, *statuses: DiagnosticStatus) -> DiagnosticArray:

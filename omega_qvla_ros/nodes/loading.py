@@ -10,6 +10,7 @@ from rclpy.node import Node
 
 from omega_qvla_core.checkpoints.folder import PACK_FILE, WEIGHTS_FILE, is_pack, resolve_folder
 from omega_qvla_core.errors import ConfigError
+from omega_qvla_core.policy_types import PolicySpec
 from omega_qvla_core.runtime import Policy
 from omega_qvla_ros.contract import RobotContract, check_policy, load_contract
 from omega_qvla_ros.nodes.parameters import value
@@ -45,6 +46,8 @@ def load(node: Node) -> Loaded:
         OmegaQVLAError: Anything that is wrong; the message names it and the remedy.
     """
     contract = load_contract(resolve_contract(str(value(node, "contract"))))
+    control_rate_hz(node, contract)
+    instruction(node, contract)
     folder = _checkpoint_folder(str(value(node, "checkpoint")))
     if threads := int(value(node, "inference_threads")):
         torch.set_num_threads(threads)
@@ -69,12 +72,68 @@ def load(node: Node) -> Loaded:
     )
 
 
-def session_options(node: Node, contract: RobotContract) -> SessionOptions:
-    """Numbers from the parameters, where 0 or a negative value means the contract's number."""
+def control_rate_hz(node: Node, contract: RobotContract) -> float:
+    """Rate of the control timer.
+
+    Raises:
+        ConfigError: It is below the contract's.
+    """
+    rate_hz = float(value(node, "control_rate_hz")) or contract.control_rate_hz
+    if rate_hz < contract.control_rate_hz:
+        raise ConfigError(
+            f"control_rate_hz is {rate_hz:g}, the contract {contract.name!r} commands at {contract.control_rate_hz:g} "
+            f"Hz; guard, staleness and holds run at this rate: set it to 0 or to at least {contract.control_rate_hz:g}"
+        )
+    return rate_hz
+
+
+def instruction(node: Node, contract: RobotContract) -> str:
+    """What the arm is told first: the parameter, or the contract's default where it is empty.
+
+    Raises:
+        ConfigError: The parameter has blanks only.
+    """
+    text = str(value(node, "instruction"))
+    if text and not text.strip():
+        raise ConfigError(f"the parameter 'instruction' is {text!r}: give words, or '' for the contract's default")
+    return text or contract.default_instruction
+
+
+def instruction_problem(text: object) -> str | None:
+    """Why a running node does not take an instruction, None if it does."""
+    return None if str(text).strip() else "an empty instruction is refused; use ~/stop to stop the arm"
+
+
+def horizon_problem(steps: object, spec: PolicySpec) -> str | None:
+    """Why an execution horizon does not fit the checkpoint's chunks, None if it does; 0 is the contract's number."""
+    if isinstance(steps, int) and steps <= spec.horizon:
+        return None
+    return f"execution_horizon is {steps}, the chunks of {spec.name!r} have {spec.horizon} steps; choose 1 to that"
+
+
+def blend_problem(blend_time_s: object, spec: PolicySpec) -> str | None:
+    """Why a blend time does not fit the checkpoint's chunks, None if it does; negative is the contract's number."""
+    chunk_s = spec.horizon / spec.control_hz
+    if isinstance(blend_time_s, float) and blend_time_s <= chunk_s:
+        return None
+    return f"blend_time_s is {blend_time_s}, a chunk of {spec.name!r} lasts {chunk_s:g} s; choose at most that"
+
+
+def session_options(node: Node, contract: RobotContract, spec: PolicySpec) -> SessionOptions:
+    """Numbers from the parameters, where 0 or a negative value means the contract's number.
+
+    Raises:
+        ConfigError: Execution horizon or blend time is longer than a chunk of the checkpoint.
+    """
     blend_time_s = float(value(node, "blend_time_s"))
+    blend_time_s = contract.chunk.blend_time_s if blend_time_s < 0 else blend_time_s
+    steps = int(value(node, "execution_horizon")) or contract.chunk.execution_horizon_steps
+    for problem in (horizon_problem(steps, spec), blend_problem(blend_time_s, spec)):
+        if problem is not None:
+            raise ConfigError(problem)
     return SessionOptions(
-        execution_horizon_steps=int(value(node, "execution_horizon")) or contract.chunk.execution_horizon_steps,
-        blend_time_s=contract.chunk.blend_time_s if blend_time_s < 0 else blend_time_s,
+        execution_horizon_steps=steps,
+        blend_time_s=blend_time_s,
         noise_seed=int(value(node, "noise_seed")),
         inference_timeout_s=float(value(node, "inference_timeout_s")),
         retry_delay_s=float(value(node, "retry_delay_s")),

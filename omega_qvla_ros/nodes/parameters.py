@@ -98,7 +98,7 @@ POLICY_NODE = (
     ParameterSpec(
         "control_rate_hz",
         0.0,
-        "Rate at which the trajectory window is sent, in Hz; 0 is the contract's rate.",
+        "Rate at which the trajectory window is sent, in Hz, not below the contract's; 0 is the contract's rate.",
         when=When.CONFIGURE,
         minimum=0.0,
         maximum=1000.0,

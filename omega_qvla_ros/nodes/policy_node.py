@@ -25,33 +25,20 @@ from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory as JointTrajectoryMsg
 
 from omega_qvla_core.errors import ConfigError, ObservationError, OmegaQVLAError
+from omega_qvla_core.policy_types import PolicySpec
 from omega_qvla_ros import msgs
-from omega_qvla_ros.guard import SafetyState, State
 from omega_qvla_ros.motion import HOLD_REPEATS
-from omega_qvla_ros.nodes import diagnostics, loading, parameters, process
+from omega_qvla_ros.nodes import diagnostics, loading, parameters, process, qos
 from omega_qvla_ros.nodes.logging_bridge import forward_logging
 from omega_qvla_ros.session import PolicySession
 from omega_qvla_ros.trajectory import JointTrajectory
 
-IMAGE_QOS = QoSProfile(reliability=ReliabilityPolicy.BEST_EFFORT, history=HistoryPolicy.KEEP_LAST, depth=1)
-"""Cameras: only the newest image matters, and a best-effort subscriber hears every kind of publisher."""
-JOINT_STATE_QOS = QoSProfile(reliability=ReliabilityPolicy.BEST_EFFORT, history=HistoryPolicy.KEEP_LAST, depth=10)
-"""Joint states: a burst is taken whole, so that states split over messages are complete."""
-COMMAND_QOS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST, depth=1)
-"""Commands: every window is self-contained, so an older one is worth nothing."""
-INSTRUCTION_QOS = QoSProfile(
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.VOLATILE,
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-)
 AFTER = {
     "configure": "inactive",
     "activate": "active",
@@ -81,11 +68,12 @@ class PolicyNode(LifecycleNode):
         self._lifecycle = "unconfigured"
         self._unknown_parameters = parameters.declare(self, parameters.POLICY_NODE)
         self._configured_entities: list[Callable[[], object]] = []
+        self._ticked_s = 0.0
         self._command = None
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # A steady clock: the report must come even when simulated time stands.
         self.create_timer(DIAGNOSTICS_PERIOD_S, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
-        self.create_subscription(String, "~/instruction", self._on_instruction, INSTRUCTION_QOS)
+        self.create_subscription(String, "~/instruction", self._on_instruction, qos.INSTRUCTION)
         for action in (self._start, self._stop, self._restart, self._reset_fault):
             name = action.__name__.lstrip("_")
             self.create_service(Trigger, f"~/{name}", lambda _, response, action=action: self._answer(response, action))
@@ -95,7 +83,13 @@ class PolicyNode(LifecycleNode):
         self._jump_handle = self.get_clock().create_jump_callback(backwards, post_callback=self._on_clock_jump)
         self.add_on_set_parameters_callback(
             parameters.checker(
-                parameters.POLICY_NODE, lambda: self._session is not None, {"instruction": self._check_instruction}
+                parameters.POLICY_NODE,
+                lambda: self._session is not None,
+                {
+                    "instruction": loading.instruction_problem,
+                    "execution_horizon": lambda steps: self._check_chunk(loading.horizon_problem, steps),
+                    "blend_time_s": lambda time_s: self._check_chunk(loading.blend_problem, time_s),
+                },
             )
         )
         self.add_post_set_parameters_callback(self._apply_parameters)
@@ -162,11 +156,13 @@ class PolicyNode(LifecycleNode):
         self._loaded = loading.load(self)
         contract = self._loaded.contract
         self._session = PolicySession(
-            contract, self._loaded.policy, loading.session_options(self, contract), self._decode, self._wake
+            contract,
+            self._loaded.policy,
+            loading.session_options(self, contract, self._loaded.policy.spec),
+            self._decode,
+            self._wake,
         )
-        self._session.set_instruction(
-            parameters.value(self, "instruction") or contract.default_instruction, self._now()
-        )
+        self._session.set_instruction(loading.instruction(self, contract), self._now())
         self._create_interfaces()
         self.get_logger().info(
             f"configured in {time.monotonic() - started:.1f} s: {self._loaded.summary}, contract {contract.name!r}"
@@ -175,19 +171,19 @@ class PolicyNode(LifecycleNode):
     def _create_interfaces(self) -> None:
         assert self._session is not None and self._loaded is not None
         contract = self._session.contract
-        self._command = self.create_lifecycle_publisher(JointTrajectoryMsg, contract.command.topic, COMMAND_QOS)
+        self._command = self.create_lifecycle_publisher(JointTrajectoryMsg, contract.command.topic, qos.COMMAND)
         self._configured_entities.append(lambda: self.destroy_lifecycle_publisher(self._command))
         for camera in contract.cameras:
             subscription = self.create_subscription(
-                Image, camera.topic, lambda message, key=camera.key: self._on_image(key, message), IMAGE_QOS
+                Image, camera.topic, lambda message, key=camera.key: self._on_image(key, message), qos.IMAGE
             )
             self._configured_entities.append(lambda s=subscription: self.destroy_subscription(s))
         joints = self.create_subscription(
-            JointState, contract.sensors.joint_states_topic, self._on_joint_states, JOINT_STATE_QOS
+            JointState, contract.sensors.joint_states_topic, self._on_joint_states, qos.JOINT_STATE
         )
         self._configured_entities.append(lambda: self.destroy_subscription(joints))
-        rate_hz = parameters.value(self, "control_rate_hz") or contract.control_rate_hz
-        timer = self.create_timer(1.0 / rate_hz, self._on_control_tick)
+        timer = self.create_timer(1.0 / loading.control_rate_hz(self, contract), self._on_control_tick)
+        self._ticked_s = time.monotonic()
         self._configured_entities.append(lambda: self.destroy_timer(timer))
 
     def _activate(self) -> None:
@@ -238,7 +234,7 @@ class PolicyNode(LifecycleNode):
         try:
             msgs.check_image(message, self._loaded.topics[key], *size)
         except ObservationError as error:
-            self._session.buffer.counters[f"{key}:undecodable"] += 1
+            self._session.buffer.refuse_image(key, str(error))
             self.get_logger().error(f"image dropped: {error}", throttle_duration_sec=10.0)
             return
         dropped = self._session.buffer.add_image(key, message, msgs.stamp_to_ns(message.header.stamp), now_ns)
@@ -260,19 +256,13 @@ class PolicyNode(LifecycleNode):
 
     def _on_control_tick(self) -> None:
         now_ns = self._now()
+        self._ticked_s = time.monotonic()
         if self._session is None or now_ns == 0:
             return
         state = self._session.safety.state
         self._publish(self._session.step(now_ns))
         if self._session.safety.state is not state:
-            self._log_state(state, self._session.safety, self._session.starting)
-
-    def _log_state(self, before: State, safety: SafetyState, starting: bool) -> None:
-        text = f"{before.name} -> {safety.state.name}: {'; '.join(safety.reasons) or 'moving'}"
-        if safety.may_move or starting:
-            self.get_logger().info(text)
-        else:
-            self.get_logger().warning(text)
+            diagnostics.log_state(self.get_logger(), state, self._session)
 
     def _wake(self) -> None:
         """Called on the worker thread. A policy that hung may return when the node is gone."""
@@ -301,8 +291,9 @@ class PolicyNode(LifecycleNode):
 
     # Parameters, instruction, services.
 
-    def _check_instruction(self, text: object) -> str | None:
-        return None if str(text).strip() else "an empty instruction is refused; use ~/stop to stop the arm"
+    def _check_chunk(self, problem: Callable[[object, PolicySpec], str | None], value: object) -> str | None:
+        """Against the loaded checkpoint; without one configure checks."""
+        return None if self._session is None else problem(value, self._session.policy.spec)
 
     def _on_instruction(self, message: String) -> None:
         result = self.set_parameters([Parameter("instruction", value=message.data)])[0]
@@ -315,7 +306,7 @@ class PolicyNode(LifecycleNode):
         names = {parameter.name for parameter in changed}
         if "instruction" in names:
             self._session.set_instruction(str(parameters.value(self, "instruction")), self._now())
-        options = loading.session_options(self, self._session.contract)
+        options = loading.session_options(self, self._session.contract, self._session.policy.spec)
         self._session.options = replace(self._session.options, noise_seed=options.noise_seed)
         self._session.noise_seed = options.noise_seed
         self._session.scheduler.execution_horizon_steps = options.execution_horizon_steps
@@ -357,7 +348,9 @@ class PolicyNode(LifecycleNode):
         extra: dict[str, object] = {"lifecycle": self._lifecycle}
         if self._session is not None and self._loaded is not None:
             extra["weights_file"], extra["weights_bytes"] = self._loaded.weights
-            report = diagnostics.session_status(name, self._session, now_ns, extra)
+            silent_s = time.monotonic() - self._ticked_s
+            clock = diagnostics.clock_problem(now_ns, silent_s, self._session.contract.period_s)
+            report = diagnostics.session_status(name, self._session, now_ns, extra, clock)
         else:
             level = DiagnosticStatus.ERROR if self._configure_error else DiagnosticStatus.WARN
             message = f"not configured: {self._configure_error}" if self._configure_error else "not configured"

@@ -179,3 +179,49 @@ def test_joint_order_in_the_message_never_matters(names: list[str], values: list
     buffer.add_joints(names, values, T0, T0)
     expected = dict(zip(names, values))
     np.testing.assert_array_equal(buffer.joint_positions(T0), [expected["shoulder"], expected["finger"]])
+
+
+@pytest.mark.parametrize(
+    ("topic", "send", "words"),
+    [
+        (
+            "joint_states",
+            lambda b: b.add_joints(["lift"], [1.0], T0, T0),
+            "none of the joints shoulder, finger, but lift",
+        ),
+        ("joint_states", lambda b: b.add_joints(NAMES, [1.0], T0, T0), "1 positions for 2 names"),
+        ("joint_states", lambda b: b.add_joints(NAMES, [1.0, np.nan], T0, T0), "joint 'finger' is not finite"),
+        ("joint_states", lambda b: b.add_joints(NAMES, [1.0, 0.0], T0 + 2000 * MS, T0), "2.000 s in the future"),
+        ("front/image_raw", lambda b: b.add_image("front", 0, T0 + 2000 * MS, T0), "synchronize the clocks"),
+        ("front/image_raw", lambda b: b.refuse_image("front", "encoding '16UC1' is not understood"), "'16UC1'"),
+    ],
+)
+@pytest.mark.parametrize("before", [False, True])
+def test_stream_whose_messages_are_all_refused_says_why(topic: str, send, words: str, before: bool) -> None:
+    """Not "nothing received": the user would look for a missing publisher."""
+    buffer = ObservationBuffer(toy_contract())
+    at = T0 - 1000 * MS
+    if before or topic != "joint_states":
+        buffer.add_joints(NAMES, [0, 0], at if topic == "joint_states" else T0, T0)
+    if before:
+        buffer.add_image("front", 0, at, at)
+    send(buffer)
+    problem = buffer.problem(T0)
+    assert problem is not None and problem.stream == topic
+    assert words in problem.reason and topic in problem.reason and "nothing received" not in problem.reason
+    assert ("is stale" in problem.reason) == before
+    stamp_ns = T0 + 10 * MS
+    buffer.add_joints(NAMES, [0, 0], stamp_ns, stamp_ns)
+    buffer.add_image("front", 0, stamp_ns, stamp_ns)
+    assert words not in buffer.problem(stamp_ns).reason
+
+
+def test_velocity_is_the_difference_over_one_period_however_often_joint_states_come() -> None:
+    buffer = ObservationBuffer(toy_contract())
+    assert buffer.joint_velocities() is None
+    for k in range(20):
+        buffer.add_joints(NAMES, [0.005 * k, 0.02], T0 + 10 * MS * k, T0 + 10 * MS * k)
+    np.testing.assert_allclose(buffer.joint_velocities(), [0.5, 0.0])
+    buffer.clear()
+    buffer.add_joints(NAMES, [0.0, 0.0], T0, T0)
+    assert buffer.joint_velocities() is None
