@@ -95,7 +95,7 @@ def choose(
         auto: What to try.
 
     Raises:
-        QuantizationError: Fewer calibration tokens than the folds need, or a layer that cannot be done.
+        QuantizationError: Too few calibration tokens, or a layer that cannot be done.
     """
     folds = _folds(statistics, auto)
     weight = torch.cat([linear.weight.detach().float().cpu() for _, linear in linears])
@@ -178,7 +178,7 @@ class _Fold:
 
 def _folds(statistics: SiteStatistics, auto: AutoChoice) -> list[_Fold]:
     """Split the sampled tokens of every row. Gram matrices come from the sample too, so that nothing leaks."""
-    statistics.check(MIN_TOKENS * auto.folds)
+    statistics.check(max(MIN_TOKENS, auto.folds))
     generator = torch.Generator().manual_seed(auto.seed)
     rows = []
     for tokens in statistics.tokens():
@@ -206,7 +206,7 @@ def _measure(
 ) -> Candidate:
     wrong = right = 0.0
     for fold in folds:
-        site = build_site(name, side, linears, fold.made_from, recipe).site.cpu()
+        site = build_site(name, side, linears, fold.made_from, recipe, min_tokens=1).site.cpu()
         energy = sum(float((x @ weight.T).double().square().sum()) for x in fold.held_out)
         _, error = relative_errors(site, weight, fold.held_out, fold.made_from.steps or 0)
         wrong, right = wrong + error**2 * energy, right + energy

@@ -137,10 +137,10 @@ def test_money_goes_where_it_takes_most_off_per_byte():
         spend(decisions, 280)
 
 
-def test_too_few_tokens_to_hold_some_out_are_refused():
-    data = massive_outliers(tokens=20)
-    with pytest.raises(QuantizationError, match="20 tokens seen, at least 32"):
-        layer_error(data, AUTO)
+def test_few_tokens_are_split_and_too_few_are_refused():
+    assert layer_error(massive_outliers(tokens=20), FEW)["error"] < 0.1
+    with pytest.raises(QuantizationError, match="12 tokens seen, at least 16"):
+        layer_error(massive_outliers(tokens=12), FEW)
 
 
 @pytest.mark.parametrize(

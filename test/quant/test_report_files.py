@@ -7,10 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from omega_qvla_core.cli import app
 from omega_qvla_core.quant import AutoChoice, Recipe, load_pack, quantize_policy, report, save_pack, write_report
 from omega_qvla_core.quant.action_error import compare_actions
 from omega_qvla_core.quant.profile import CURVE_POINTS
+from omega_qvla_core.runtime.observation_file import save_observations
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PICTURES = {"errors.png", "bytes.png", "channel_energies.png", "activation_ranges.png"}
@@ -83,3 +86,23 @@ def test_jerk_is_the_third_difference():
     padded = torch.cat((straight, cubic), dim=2)
     assert compare_actions(padded, padded, ("joint",)).jerk == pytest.approx(0.0, abs=1e-5)
     assert compare_actions(cubic[:, :3], cubic[:, :3]).jerk is None
+
+
+def test_the_command_writes_pack_and_report(policy, calibration_observations, tmp_path):
+    policy.save(tmp_path / "policy")
+    save_observations(tmp_path / "observations.safetensors", calibration_observations, ["test"] * 8)
+    arguments = ["quantize", tmp_path / "policy", "--recipe", "rtn_static_absmax"]
+    arguments += ["--calibration", tmp_path / "observations.safetensors", "--out", tmp_path / "pack"]
+    result = CliRunner().invoke(app, [*map(str, arguments), "--report", str(tmp_path / "report")])
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "report.md"} | PICTURES
+    assert load_pack(tmp_path / "pack").spec.quantization == "rtn_static_absmax"
+    assert not (tmp_path / "pack" / "report.json").exists()
+
+
+def test_a_byte_budget_needs_a_recipe_that_chooses(tmp_path, capfd):
+    arguments = ["quantize", "tabletop", "--out", str(tmp_path / "pack"), "--byte-budget", "0.3"]
+    result = CliRunner().invoke(app, arguments)
+    text = result.output + capfd.readouterr().err
+    assert result.exit_code == 1 and "auto_w4a4" in text and "Traceback" not in text
+    assert not (tmp_path / "pack").exists()
