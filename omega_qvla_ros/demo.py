@@ -25,7 +25,7 @@ from omega_qvla_core.quant.report import in_scope_bytes
 from omega_qvla_core.runtime import Policy
 from omega_qvla_ros.nodes.episode_runner_node import EpisodeRecord, EpisodeRequest, episode_requests, run_episodes
 from omega_qvla_ros.process_environment import enter_ros_environment, free_domain_id, ros_environment
-from omega_qvla_ros.processes import NodeProcess
+from omega_qvla_ros.processes import NodeProcess, exit_on_signals, first_failure, running
 
 QUANTIZED = "tabletop_w4a4"
 UNQUANTIZED = "tabletop"
@@ -78,14 +78,14 @@ def run_policy(policy: str, requests: Sequence[EpisodeRequest], logs: Path, bar:
         frames.clear()
         bar.advance()
 
-    nodes = [
-        NodeProcess(
+    starters = (
+        lambda: NodeProcess(
             "omega_qvla_ros.nodes.mujoco_bridge_node",
             environment,
             logs / f"bridge_{Path(policy).name}.log",
             {"overview": video},
         ),
-        NodeProcess(
+        lambda: NodeProcess(
             "omega_qvla_ros.nodes.policy_node",
             environment,
             logs / f"policy_{Path(policy).name}.log",
@@ -97,16 +97,14 @@ def run_policy(policy: str, requests: Sequence[EpisodeRequest], logs: Path, bar:
                 "inference_threads": 1,
             },
         ),
-    ]
-    try:
+    )
+    with running(*starters) as nodes:
         run = run_episodes(
             requests,
             on_episode=on_episode,
             on_frame=(lambda _topic, frame, _time_s: frames.append(frame)) if video else None,
+            failure=lambda: first_failure(nodes),
         )
-    finally:
-        for node in reversed(nodes):
-            node.stop()
     rejected = sum(record.rejected_trajectories for record in run.records)
     weight_bytes = in_scope_bytes(Policy.load(policy))
     return PolicyRun(policy, run.records, clips, dict(run.policy), dict(run.bridge), rejected, weight_bytes)
@@ -187,6 +185,7 @@ def demo(
 
 def main() -> None:
     """Entry point of the console script."""
+    exit_on_signals()
     typer.run(demo)
 
 

@@ -113,6 +113,7 @@ class EpisodeRunnerNode(Node):
         policy: Policy node, relative to the namespace.
         frame_topics: Image topics that are handed to ``on_frame``.
         on_frame: Called with topic, uint8 ``[H, W, 3]`` RGB and simulated time in s, while an episode runs.
+        failure: Says what is wrong with the nodes' processes, None while they run; ends every waiting.
         kwargs: For ``rclpy.node.Node``.
     """
 
@@ -122,6 +123,7 @@ class EpisodeRunnerNode(Node):
         policy: str = "policy_node",
         frame_topics: Iterable[str] = (),
         on_frame: Callable[[str, np.ndarray, float], None] | None = None,
+        failure: Callable[[], str | None] = lambda: None,
         **kwargs: Any,
     ) -> None:
         super().__init__(kwargs.pop("node_name", "episode_client"), **kwargs)
@@ -133,6 +135,7 @@ class EpisodeRunnerNode(Node):
         self._reset = self.create_client(Trigger, f"{bridge}/reset")
         self._start = self.create_client(Trigger, f"{policy}/start")
         self._stop = self.create_client(Trigger, f"{policy}/stop")
+        self._failure = failure
         self._running = False
         self._results: dict[int, dict[str, Any]] = {}
         self._status: dict[str, DiagnosticStatus] = {}
@@ -244,6 +247,9 @@ class EpisodeRunnerNode(Node):
     def _spin_until(self, done: Callable[[], bool], timeout_s: float) -> bool:
         deadline_s = time.monotonic() + timeout_s
         while not done():
+            failure = self._failure()
+            if failure is not None:
+                raise EpisodeError(failure)
             left_s = deadline_s - time.monotonic()
             if left_s <= 0.0 or not self.context.ok():
                 return False
@@ -286,6 +292,7 @@ def run_episodes(
     namespace: str = "",
     startup_timeout_s: float = 120.0,
     episode_timeout_s: float = 120.0,
+    failure: Callable[[], str | None] = lambda: None,
 ) -> EpisodeRun:
     """Run episodes with nodes that run, or start soon, on the same ROS graph.
 
@@ -303,13 +310,17 @@ def run_episodes(
         namespace: Namespace of both nodes.
         startup_timeout_s: Wall time to wait for the nodes.
         episode_timeout_s: Wall time for one episode.
+        failure: Who started the nodes says with it what became of them, None while they run: a node that dies is
+            then reported at once and not after a timeout.
 
     Raises:
-        EpisodeError: A node is missing, its configuration failed, or it does not answer.
+        EpisodeError: A node is missing or died, its configuration failed, or it does not answer.
     """
     context = Context()
     rclpy.init(context=context, args=[])
-    node = EpisodeRunnerNode(bridge, policy, frame_topics, on_frame, context=context, namespace=namespace or None)
+    node = EpisodeRunnerNode(
+        bridge, policy, frame_topics, on_frame, failure, context=context, namespace=namespace or None
+    )
     try:
         node.wait_until_ready(startup_timeout_s)
         records = []

@@ -10,7 +10,7 @@ from omega_qvla_core.envs.tabletop import COLOURS, KINDS, Task
 from omega_qvla_core.runtime.random_policy import random_policy
 from omega_qvla_ros.nodes.episode_runner_node import EpisodeError, EpisodeRecord, episode_requests, run_episodes
 from omega_qvla_ros.process_environment import enter_ros_environment, free_domain_id, ros_environment
-from omega_qvla_ros.processes import NodeProcess
+from omega_qvla_ros.processes import NodeProcess, first_failure, running
 
 DOMAIN = free_domain_id(40)
 
@@ -83,6 +83,14 @@ def test_failed_configuration_of_the_policy_is_reported(domain: int, tmp_path) -
             run_episodes(episode_requests(1, 0), startup_timeout_s=DEADLINE_S)
     finally:
         policy.stop()
+
+
+def test_node_that_dies_at_its_start_is_reported_at_once(domain: int, tmp_path) -> None:
+    with (
+        running(lambda: NodeProcess(BRIDGE, ros_environment(domain), tmp_path / "bridge.log", {"sead": 1})) as nodes,
+        pytest.raises(EpisodeError, match=r"mujoco_bridge_node ended with code 1[\s\S]*did you mean 'seed'"),
+    ):
+        run_episodes(episode_requests(1, 0), startup_timeout_s=10 * DEADLINE_S, failure=lambda: first_failure(nodes))
 
 
 def test_missing_nodes_are_named(tmp_path) -> None:
