@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from rclpy.node import Node
 
-from omega_qvla_core.checkpoints.folder import PACK_FILE, WEIGHTS_FILE, is_pack, resolve_folder
+from omega_qvla_core.checkpoints.folder import PACK_FILE, is_pack, resolve_folder
+from omega_qvla_core.checkpoints.preflight import preflight, read_requirements
+from omega_qvla_core.checkpoints.weight_files import find_weights
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.policy_types import PolicySpec
 from omega_qvla_core.runtime import Policy
@@ -25,7 +27,7 @@ class Loaded:
     Attributes:
         contract: The robot.
         policy: Loaded, checked against the contract, warmed up.
-        weights: Name and size in bytes of the weights file.
+        weights: Name of the weights file (of the first shard) and bytes of all.
         summary: One line for the log.
         topics: Camera key -> topic.
         image_size: Camera key -> smallest height and width in px.
@@ -45,7 +47,8 @@ def load(node: Node) -> Loaded:
     Raises:
         OmegaQVLAError: Anything that is wrong; the message names it and the remedy.
     """
-    contract = load_contract(resolve_contract(str(value(node, "contract"))))
+    contract_path = resolve_contract(str(value(node, "contract")))
+    contract = load_contract(contract_path)
     control_rate_hz(node, contract)
     instruction(node, contract)
     folder = _checkpoint_folder(str(value(node, "checkpoint")))
@@ -54,18 +57,20 @@ def load(node: Node) -> Loaded:
     policy = Policy.load(folder, device=str(value(node, "device")))
     spec = policy.spec
     check_policy(contract, spec)
+    preflight(folder, read_requirements(contract_path)).require()
     num_steps = int(value(node, "num_steps"))
     if num_steps not in (0, spec.num_steps):
         raise ConfigError(
             f"num_steps is {num_steps}, {spec.name!r} was made for {spec.num_steps} denoise steps; set num_steps to 0"
         )
     inference_s = policy.warm_up()
-    weights = folder / (PACK_FILE if is_pack(folder) else WEIGHTS_FILE)
+    files = [folder / PACK_FILE] if is_pack(folder) else list(find_weights(folder).files)
+    weight_bytes = sum(file.stat().st_size for file in files)
     return Loaded(
         contract=contract,
         policy=policy,
-        weights=(weights.name, weights.stat().st_size),
-        summary=f"policy {spec.name!r} ({spec.quantization}, {weights.stat().st_size / 1e6:.2f} MB, "
+        weights=(files[0].name, weight_bytes),
+        summary=f"policy {spec.name!r} ({spec.quantization}, {weight_bytes / 1e6:.2f} MB, "
         f"{spec.num_steps} denoise steps, {inference_s * 1e3:.0f} ms per inference)",
         topics={camera.key: camera.topic for camera in contract.cameras},
         image_size={camera.key: (camera.height, camera.width) for camera in spec.cameras},
@@ -108,7 +113,7 @@ def horizon_problem(steps: object, spec: PolicySpec) -> str | None:
     """Why an execution horizon does not fit the checkpoint's chunks, None if it does; 0 is the contract's number."""
     if isinstance(steps, int) and steps <= spec.horizon:
         return None
-    return f"execution_horizon is {steps}, the chunks of {spec.name!r} have {spec.horizon} steps; choose 1 to that"
+    return f"execution_horizon is {steps}, the chunks of {spec.name!r} have {spec.horizon} steps; choose at most that"
 
 
 def blend_problem(blend_time_s: object, spec: PolicySpec) -> str | None:
