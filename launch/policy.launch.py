@@ -52,6 +52,11 @@ ARGUMENTS = [
         "device", default_value="cpu", description="Where the policy computes: cpu, cuda or cuda:<n>."
     ),
     DeclareLaunchArgument(
+        "inference_threads",
+        default_value="0",
+        description="CPU threads of one inference; 0 leaves it to torch, 1 is best beside other work on few cores.",
+    ),
+    DeclareLaunchArgument(
         "params_file",
         default_value=PathJoinSubstitution([SHARE, "config", "policy_node.yaml"]),
         description="Parameters of the node that have no argument here (YAML).",
@@ -103,7 +108,10 @@ def generate_launch_description() -> LaunchDescription:
                 name: ParameterValue(LaunchConfiguration(name), value_type=str)
                 for name in ("checkpoint", "contract", "instruction", "device")
             },
-            {"use_sim_time": ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)},
+            {
+                "use_sim_time": ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool),
+                "inference_threads": ParameterValue(LaunchConfiguration("inference_threads"), value_type=int),
+            },
         ],
         remappings=[
             ("joint_trajectory", LaunchConfiguration("command_topic")),

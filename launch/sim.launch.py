@@ -84,6 +84,11 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         "device", default_value="cpu", description="Where the policy computes: cpu, cuda or cuda:<n>."
     ),
+    DeclareLaunchArgument(
+        "inference_threads",
+        default_value="1",
+        description="CPU threads of one inference. The simulator needs the other cores; 0 leaves it to torch.",
+    ),
     DeclareLaunchArgument("namespace", default_value="", description="Namespace of both nodes and their topics."),
     DeclareLaunchArgument(
         "activate",
@@ -152,7 +157,7 @@ def start_policy(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         "instruction": chosen["instruction"] or Task.parse(chosen["task"]).instruction,
         "use_sim_time": "true",
     }
-    for name in ("device", "namespace", "activate", "log_level"):
+    for name in ("device", "inference_threads", "namespace", "activate", "log_level"):
         arguments[name] = LaunchConfiguration(name)
     source = PythonLaunchDescriptionSource(PathJoinSubstitution([SHARE, "launch", "policy.launch.py"]))
     return [IncludeLaunchDescription(source, launch_arguments=arguments.items())]

@@ -128,6 +128,7 @@ def test_sim_tells_the_policy_what_the_simulator_judges(monkeypatch):
     assert policy.parameters["instruction"] == Task.parse("lift:green").instruction
     assert policy.parameters["checkpoint"] == "tabletop_w4a4"
     assert policy.parameters["use_sim_time"] is True
+    assert policy.parameters["inference_threads"] == 1  # two cores: the simulator needs the other one
     for node in started.values():
         assert "__ns:=/cell" in node.command
         assert node.environment["FASTDDS_DEFAULT_PROFILES_FILE"] == str(SHARE / "config" / "fastdds_shm.xml")
@@ -183,6 +184,7 @@ def test_policy_for_an_arm_takes_its_topics_and_no_simulation_profile(monkeypatc
     policy = start(LAUNCH / "policy.launch.py", arguments, monkeypatch)["policy_node"]
     assert policy.parameters["contract"] == "arm.yaml"
     assert policy.parameters["use_sim_time"] is False
+    assert policy.parameters["inference_threads"] == 0
     assert "joint_trajectory:=/jtc/joint_trajectory" in policy.command
     assert "joint_states:=/arm/joint_states" in policy.command
     assert not set(PROFILE_VARIABLES) & set(policy.environment)
