@@ -14,10 +14,11 @@ from omega_qvla_core.quant.pack import load_pack, save_pack
 from omega_qvla_core.quant.policy import quantize_policy
 from omega_qvla_core.quant.presets import PRESETS, with_activations
 from omega_qvla_core.quant.quantize import quantize_linears
-from omega_qvla_core.quant.recipe import Override, Recipe, SideRecipe
+from omega_qvla_core.quant.recipe import Override, Recipe, SideRecipe, WholeRecipe
 from omega_qvla_core.quant.report import QuantReport, report
 from omega_qvla_core.quant.report_files import write_report
 from omega_qvla_core.quant.scope import InputSite, find_sites
+from omega_qvla_core.quant.streaming import StreamResult, quantize_checkpoint
 
 __all__ = [
     "PRESETS",
@@ -29,9 +30,12 @@ __all__ = [
     "QuantizedLinear",
     "Recipe",
     "SideRecipe",
+    "StreamResult",
+    "WholeRecipe",
     "calibrate",
     "find_sites",
     "load_pack",
+    "quantize_checkpoint",
     "quantize_linears",
     "quantize_policy",
     "report",

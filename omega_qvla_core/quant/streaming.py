@@ -126,6 +126,7 @@ def quantize_checkpoint(
     robot: RobotSetup | str | Path | None = None,
     tokenizer: Path | None = None,
     calibration: Calibration | None = None,
+    manifest: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> StreamResult:
     """Quantize an unquantized checkpoint folder of any layout into a pack.
@@ -137,6 +138,7 @@ def quantize_checkpoint(
         robot: As in ``Policy.load``.
         tokenizer: As in ``Policy.load``.
         calibration: Statistics over the sites of the same model.
+        manifest: What the calibration saw (observations, hashes, seeds); goes into the pack as it is.
         progress: Called with (done, total, what is next).
 
     Raises:
@@ -151,7 +153,7 @@ def quantize_checkpoint(
             f"recipe {recipe.name!r} is fitted to what the model sees; give a calibration, use 'rtn' or 'rtn_whole', "
             "or quantize in memory"
         )
-    job = _Job(read_headers(Path(folder), robot, tokenizer), recipe, calibration, Path(out))
+    job = _Job(read_headers(Path(folder), robot, tokenizer), recipe, calibration, manifest, Path(out))
     resumed = job.run(progress)
     job.finish()
     return StreamResult(
@@ -168,8 +170,15 @@ def quantize_checkpoint(
 class _Job:
     """One checkpoint on its way into a pack."""
 
-    def __init__(self, headers: Headers, recipe: Recipe, calibration: Calibration | None, out: Path) -> None:
-        self.recipe, self.calibration = recipe, calibration
+    def __init__(
+        self,
+        headers: Headers,
+        recipe: Recipe,
+        calibration: Calibration | None,
+        manifest: dict[str, Any] | None,
+        out: Path,
+    ) -> None:
+        self.recipe, self.calibration, self.manifest = recipe, calibration, manifest
         self.description: Description = describe(headers)
         self.model = meta_model(headers.model).requires_grad_(False)
         family = family_of_config(headers.model)
@@ -322,8 +331,8 @@ class _Job:
         digest = hashlib.sha256("".join(str(info.get("source_sha256")) for info in infos).encode()).hexdigest()
         manifest: dict[str, Any] = {"observations": 0, "sha256": [], "noise_seeds": [], "reservoir_tokens": 0}
         if self.calibration is not None:
-            manifest["reservoir_tokens"] = self.calibration.reservoir_tokens
-            manifest["noise_seeds"] = [self.calibration.seed]
+            manifest = self.manifest or {"note": "statistics were handed over; their observations are not known"}
+            manifest = {**manifest, "reservoir_tokens": self.calibration.reservoir_tokens}
         return QuantizationRecord(
             recipe=self.recipe,
             num_steps=self.num_steps,

@@ -90,7 +90,9 @@ def test_gptq_with_a_calibration_from_elsewhere(checkpoint, calibration_observat
     sites = find_sites(policy.model)
     round_unquantized(policy.model.requires_grad_(False), recipe, sites)
     calibration = calibrate_policy(policy, sites, calibration_observations)
-    quantize_checkpoint(checkpoint, recipe, tmp_path / "streamed", calibration=calibration)
+    manifest = {"observations": 8, "sha256": ["a"] * 8, "noise_seeds": [0, 7]}
+    quantize_checkpoint(checkpoint, recipe, tmp_path / "streamed", calibration=calibration, manifest=manifest)
+    assert load_pack(tmp_path / "streamed").model.quantization_record.calibration["observations"] == 8
     quantized, _ = quantize_policy(Policy.load(checkpoint), recipe, calibration_observations)
     save_pack(quantized, tmp_path / "memory")
     assert same(contents(tmp_path / "streamed")[1], contents(tmp_path / "memory")[1])
