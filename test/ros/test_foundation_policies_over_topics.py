@@ -43,7 +43,7 @@ def pi05_checkpoint(folder: Path) -> Path:
 
 def gr00t_checkpoint(folder: Path) -> Path:
     """The recorded tiny GR00T N1.5 as an NVIDIA folder for this robot."""
-    nvidia_folder(folder, shards=1)
+    nvidia_folder(folder)
 
     def narrow(data):
         for stats in data["tiny"]["statistics"]["action"].values():
