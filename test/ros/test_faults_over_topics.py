@@ -7,12 +7,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from builtin_interfaces.msg import Time
 from graph_fixtures import Graph
 from rclpy.qos import qos_profile_sensor_data
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 
 from omega_qvla_core.envs.tabletop import JOINT_NAMES
 from omega_qvla_core.runtime.random_policy import random_policy
+from omega_qvla_ros import jtc, msgs
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,11 @@ def graph(tmp_path):
     made.close()
 
 
-def publish_sensors(graph: Graph, change: Callable[[JointState, Image], None]) -> None:
+def publish_sensors(
+    graph: Graph,
+    change: Callable[[JointState, Image], None] = lambda state, image: None,
+    now: Callable[[], Time] | None = None,
+) -> None:
     """Both cameras and all joints at 20 Hz from the probe; ``change`` may spoil each pair of messages."""
     node = graph.node
     cameras = [node.create_publisher(Image, f"{key}/image_raw", qos_profile_sensor_data) for key in ("front", "wrist")]
@@ -38,7 +45,7 @@ def publish_sensors(graph: Graph, change: Callable[[JointState, Image], None]) -
     def tick() -> None:
         state = JointState(name=list(JOINT_NAMES), position=[0.02] * 7)
         image = Image(height=128, width=128, encoding="rgb8", step=384, data=bytes(128 * 384))
-        state.header.stamp = image.header.stamp = node.get_clock().now().to_msg()
+        state.header.stamp = image.header.stamp = now() if now else node.get_clock().now().to_msg()
         change(state, image)
         joints.publish(state)
         for camera in cameras:
@@ -67,6 +74,30 @@ def test_restart_then_stop_stops_the_arm(graph: Graph, checkpoint: str) -> None:
     assert graph.trigger("policy_node/start").success
     graph.wait(lambda: graph.arm_speed() > 0.02, "the arm moves again")
     assert graph.fresh_bridge()["trajectories_rejected"] == "0"
+
+
+def test_clock_that_jumps_back_holds_the_arm_where_it_is_with_stamp_zero(graph: Graph, checkpoint: str) -> None:
+    """The controller's window lies in a future that will come again; only a message without a stamp replaces it now."""
+    time_ns = [1_000_000_000_000]
+    clock = graph.node.create_publisher(Clock, "/clock", 10)
+
+    def advance() -> None:
+        time_ns[0] += 25_000_000
+        clock.publish(Clock(clock=msgs.ns_to_stamp(time_ns[0])))
+
+    graph.node.create_timer(0.025, advance)
+    publish_sensors(graph, now=lambda: msgs.ns_to_stamp(time_ns[0]))
+    graph.start_policy(checkpoint=checkpoint, use_sim_time=True, auto_activate=True)
+    graph.wait(lambda: len(graph.commands) > 5, "commands")
+    assert all(command.stamp_ns > 0 for _, command in graph.commands)
+    time_ns[0] -= 100_000_000_000
+    graph.wait(lambda: any(command.stamp_ns == 0 for _, command in graph.commands), "a hold without a stamp")
+    hold = next(command for _, command in graph.commands if command.stamp_ns == 0)
+    assert jtc.validate(hold, time_ns[0], JOINT_NAMES) is None and hold.points[0].time_from_start_ns > 0
+    np.testing.assert_allclose(hold.points[-1].positions[:6], 0.02, atol=1e-6)
+    count = len(graph.commands)
+    graph.wait(lambda: any(command.stamp_ns > 0 for _, command in graph.commands[count:]), "motion in the new time")
+    assert all(command.stamp_ns <= time_ns[0] for _, command in graph.commands[count:])
 
 
 def test_arm_whose_controller_is_inactive_is_held_and_latched(graph: Graph) -> None:
