@@ -59,6 +59,7 @@ def ablation(
     calibration: Annotated[Path, typer.Option(help="Its observations: half to calibrate, half to measure.")] = (
         SHIPPED_CALIBRATION
     ),
+    splits: Annotated[int, typer.Option(min=0, help="Mean over so many random halves; 0: every other one.")] = 0,
     recipes: Annotated[str, typer.Option(help="Rows, separated by commas; by default presets and the grid.")] = "",
     out: Annotated[Path | None, typer.Option(help="Also write the tables to this file.")] = None,
 ) -> None:
@@ -79,7 +80,7 @@ def ablation(
         measures = {f"{folder.parent.name}/{folder.name}": tables.recorded_model(folder) for folder in recorded or ()}
         if policy:
             observations = load_observations(calibration).observations
-            measures[Path(policy).name] = tables.held_out_policy(Policy.load(policy), observations)
+            measures[Path(policy).name] = tables.held_out_policy(Policy.load(policy), observations, splits)
         if layers is not None:
             title = "Error on x_eval as a ratio to the published code's:"
             texts.append(f"{title}\n\n{tables.layer_table(layers, reference, bar.update)}")
