@@ -27,7 +27,6 @@ CORE_REQUIREMENTS = [
     "tokenizers>=0.20,<1",
     "transformers>=4.48,<6",
     "mujoco>=3.3,<4",
-    "pydantic>=2.6,<3",
     "typer>=0.12,<1",
     "rich>=13,<16",
     "imageio>=2.34,<3",
