@@ -97,14 +97,13 @@ def held_out_policy(
         observations: To calibrate and to measure with.
         splits: 0: every other observation. Else the mean over so many random halves, with noise of their own.
     """
-    halves = [_half(len(observations), split) for split in range(splits)] or [range(0, len(observations), 2)]
+    count = len(observations)
+    halves = [_halves(count, split) for split in range(splits)] or [(range(0, count, 2), range(1, count, 2))]
 
     def measure(recipe: Recipe) -> ActionError:
         found = []
         for split, half in enumerate(halves):
-            chosen = set(half)
-            held_out = [one for index, one in enumerate(observations) if index not in chosen]
-            made_from = [observations[index] for index in half]
+            made_from, held_out = ([observations[index] for index in part] for part in half)
             result = quantize_policy(policy, recipe, made_from, evaluation=held_out, seed=_SEEDS_PER_SPLIT * split)
             found.append(result[1].actions)
         means = {name: fmean(getattr(one, name) for one in found) for name in ("relative", "median", "rms")}
@@ -113,10 +112,10 @@ def held_out_policy(
     return measure
 
 
-def _half(count: int, split: int) -> list[int]:
+def _halves(count: int, split: int) -> tuple[Sequence[int], Sequence[int]]:
     order = list(range(count))
     random.Random(split).shuffle(order)
-    return order[: count // 2]
+    return order[: count // 2], order[count // 2 :]
 
 
 def recorded_model(folder: Path) -> Callable[[Recipe], ActionError]:
