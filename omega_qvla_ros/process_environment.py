@@ -14,6 +14,10 @@ from omega_qvla_ros.resources import config_file
 
 MAX_DOMAIN_ID = 101
 """Highest ROS_DOMAIN_ID whose ports stay below the ephemeral port range on every system (ROS 2 documentation)."""
+PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+"""Old and new name of the variable that Fast DDS reads; 3.0 and later warn about the old one."""
+OLD_FAST_DDS = ("humble", "iron", "jazzy")
+"""ROS distributions whose Fast DDS (2.x) knows the old name only."""
 PROFILES = {"shm": "fastdds_shm.xml", "udp": "fastdds_udp.xml"}
 
 
@@ -59,11 +63,11 @@ def ros_environment(
     # Without this every process multicasts on the network interfaces (default SUBNET).
     environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     environment["AMENT_PREFIX_PATH"] = _ament_prefix_path(environment.get("AMENT_PREFIX_PATH", ""))
-    environment.pop("FASTRTPS_DEFAULT_PROFILES_FILE", None)
-    if profile is None:
-        environment.pop("FASTDDS_DEFAULT_PROFILES_FILE", None)
-    else:
-        environment["FASTDDS_DEFAULT_PROFILES_FILE"] = str(config_file(PROFILES[profile]))
+    for name in PROFILE_VARIABLES:
+        environment.pop(name, None)
+    if profile is not None:
+        old = environment.get("ROS_DISTRO") in OLD_FAST_DDS
+        environment[PROFILE_VARIABLES[not old]] = str(config_file(PROFILES[profile]))
     if mujoco_gl is not None:
         environment["MUJOCO_GL"] = mujoco_gl
     if threads is not None:
@@ -81,7 +85,7 @@ def enter_ros_environment(domain_id: int, *, profile: str | None = "shm") -> Non
         profile: See ``ros_environment``.
     """
     wanted = ros_environment(domain_id, profile=profile, mujoco_gl=None)
-    for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+    for name in PROFILE_VARIABLES:
         if name not in wanted:
             os.environ.pop(name, None)
     os.environ.update(wanted)

@@ -22,6 +22,12 @@ def test_graph_stays_on_this_host_with_the_shipped_profile() -> None:
     assert environment["MUJOCO_GL"] == "egl" and environment["PATH"] == "/bin"
 
 
+def test_a_distribution_with_an_older_fast_dds_gets_the_name_that_it_reads() -> None:
+    environment = ros_environment(7, base={"ROS_DISTRO": "jazzy", "FASTDDS_DEFAULT_PROFILES_FILE": "other.xml"})
+    assert environment["FASTRTPS_DEFAULT_PROFILES_FILE"] == str(config_file("fastdds_shm.xml"))
+    assert "FASTDDS_DEFAULT_PROFILES_FILE" not in environment
+
+
 def test_defaults_of_fast_dds_and_of_mujoco_can_be_had() -> None:
     base = {"FASTDDS_DEFAULT_PROFILES_FILE": "x.xml", "MUJOCO_GL": "glfw"}
     environment = ros_environment(1, profile=None, mujoco_gl=None, threads=2, base=base)
