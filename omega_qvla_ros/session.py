@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from omega_qvla_core.errors import InstructionError
+from omega_qvla_core.noise import inference_seed
 from omega_qvla_core.policy_types import ActionChunk, Observation, PolicySpec
 from omega_qvla_ros.contract import RobotContract, check_policy
 from omega_qvla_ros.guard import ChunkRejected, MotionGuard, SafetyState
@@ -99,6 +100,7 @@ class PolicySession:
         self.reaction_s = Percentiles()
         self.ticks = TickMonitor(contract.period_s)
         self.noise_seed = options.noise_seed
+        self._inferences = 0
         self.instruction = ""
         self._active = False
         self._late_in_a_row = 0
@@ -164,6 +166,7 @@ class PolicySession:
 
     def _begin_anew(self, now_ns: int) -> None:
         self.scheduler.forget_time()
+        self._inferences = 0
         self.buffer.clear(not_before_ns=now_ns)
         self.safety.release("policy")
         self.safety.release("tracking")
@@ -234,9 +237,13 @@ class PolicySession:
         if isinstance(snapshot, NotReady) or not self.scheduler.is_due(snapshot.stamp_ns):
             return False
         ticket = self.scheduler.begin(snapshot.stamp_ns)
-        return self.worker.submit(ticket, _Job(snapshot, self.instruction, self.noise_seed))
+        return self.worker.submit(ticket, _Job(snapshot, self.instruction, self._next_seed()))
 
     # Inside.
+
+    def _next_seed(self) -> int:
+        self._inferences += 1
+        return inference_seed(self.noise_seed, self._inferences - 1)
 
     def _infer(self, job: _Job) -> ActionChunk:
         images = {key: self._decode(message, key) for key, message in job.snapshot.images.items()}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
 from omega_qvla_core.envs.tabletop import CAMERAS, COLOURS, TabletopEnv, Task
+from omega_qvla_core.noise import inference_seed
 from omega_qvla_core.runtime import Observation, Policy
 
 NETWORK_CAMERAS = tuple(camera for camera in CAMERAS if camera != "overview")
@@ -50,11 +49,6 @@ def observe(env: TabletopEnv, instruction: str) -> Observation:
     """What the policy may see: camera images, joint positions, words."""
     images = {camera: env.render(camera) for camera in NETWORK_CAMERAS}
     return Observation(images=images, state=env.joint_positions(), instruction=instruction)
-
-
-def inference_seed(seed: int, inference: int) -> int:
-    """Noise seed of one inference, the same for every row of a table so that rows are paired."""
-    return int(np.random.SeedSequence([seed, inference]).generate_state(1, np.uint32)[0])
 
 
 def run_episode(

@@ -129,7 +129,7 @@ POLICY_NODE = (
     ParameterSpec(
         "noise_seed",
         0,
-        "Seed of the start noise of every inference; the same noise makes consecutive chunks agree.",
+        "Seed of the start noise: another noise for every inference, the same ones again after each ~/start.",
         when=When.LIVE,
         minimum=0,
         maximum=2**31 - 1,

@@ -8,7 +8,8 @@ from omega_qvla_core.envs.tabletop import COLOURS, TabletopEnv, Task
 from omega_qvla_core.envs.tabletop.seeds import VALIDATION
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.evaluate.parallel import Row, read_results, row_source, run_rows
-from omega_qvla_core.evaluate.rollout import inference_seed, run_episode, task_of_seed
+from omega_qvla_core.evaluate.rollout import run_episode, task_of_seed
+from omega_qvla_core.noise import inference_seed
 from omega_qvla_core.runtime import Policy
 from omega_qvla_core.runtime.random_policy import random_policy
 

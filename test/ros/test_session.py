@@ -10,6 +10,7 @@ import pytest
 from robot_fixtures import PERIOD_NS, T0, ramp, toy_contract, toy_spec
 
 from omega_qvla_core.errors import ConfigError, InstructionError
+from omega_qvla_core.noise import inference_seed
 from omega_qvla_core.policy_types import ActionChunk, Observation
 from omega_qvla_ros import jtc
 from omega_qvla_ros.guard import State
@@ -125,12 +126,22 @@ def test_moves_smoothly_and_keeps_planning(rig: Rig) -> None:
     assert rig.session.motion.counters.exhausted == 0
 
 
+def test_every_inference_has_a_noise_of_its_own_and_a_restart_repeats_them(rig: Rig) -> None:
+    """One noise for all could hold an arm for good where that noise leads nowhere."""
+    rig.run(20)
+    seeds = [seed for _, seed in rig.policy.seen]
+    assert len(set(seeds)) == len(seeds) > 2
+    rig.session.restart(rig.now)
+    rig.run(20)
+    assert rig.policy.seen[len(seeds)][1] == seeds[0]
+
+
 def test_policy_sees_its_own_joint_order_the_instruction_and_the_seed(rig: Rig) -> None:
     rig.session.noise_seed = 5
     rig.run(2)
     observation, seed = rig.policy.seen[0]
     np.testing.assert_array_equal(observation.state, [0.02, 0.0])
-    assert observation.instruction == "go" and seed == 5
+    assert observation.instruction == "go" and seed == inference_seed(5, 0)
     assert set(observation.images) == {"front", "wrist"} and observation.images["front"].shape == (64, 64, 3)
 
 
