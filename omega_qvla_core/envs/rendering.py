@@ -6,6 +6,7 @@ imported; a headless machine needs ``egl`` (or ``osmesa``). A value that the use
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import weakref
@@ -45,8 +46,11 @@ class OffscreenRenderer:
                 "install EGL (libegl1 and libgl1-mesa-dri) or set MUJOCO_GL=osmesa, "
                 "and import omega_qvla_core.envs before mujoco"
             ) from error
-        # Also runs at exit, before the OpenGL library is torn down: a context freed after that prints a traceback.
+        # Also at exit, before the OpenGL library is torn down: a context freed after that prints a traceback. Hooks run
+        # last come first, and MuJoCo registered its own when the context was made; weakref's own hook may be older.
         self._finalizer = weakref.finalize(self, _free, self._gl, self._context)
+        self._finalizer.atexit = False
+        atexit.register(self._finalizer)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=500)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
