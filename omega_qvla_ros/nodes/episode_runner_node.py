@@ -22,6 +22,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -34,6 +35,9 @@ from omega_qvla_ros.nodes import parameters, qos
 SERVICE_TIMEOUT_S = 30.0
 REPORT_TIMEOUT_S = 5.0
 """Diagnostics come once per second."""
+SETTLE_S = 0.8
+"""Simulated time between ~/stop and a reset. The tabletop arm's hold lasts 0.2 s and is sent in three control periods
+(0.15 s); what of it reached the controller after the reset would lead the arm back to where the last episode ended."""
 
 
 class EpisodeError(OmegaQVLAError):
@@ -142,6 +146,8 @@ class EpisodeRunnerNode(Node):
         self._status_count: dict[str, int] = {}
         self.create_subscription(String, "episode_result", self._on_result, qos.RESULT)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self._time_ns = 0
+        self.create_subscription(Clock, "/clock", self._on_clock, qos.CLOCK)
         if on_frame is not None:
             for topic in frame_topics:
                 self.create_subscription(
@@ -165,6 +171,9 @@ class EpisodeRunnerNode(Node):
     def _on_frame(self, on_frame: Callable[[str, np.ndarray, float], None], topic: str, message: Image) -> None:
         if self._running:
             on_frame(topic, msgs.image_to_rgb(message, topic), msgs.stamp_to_ns(message.header.stamp) * 1e-9)
+
+    def _on_clock(self, message: Clock) -> None:
+        self._time_ns = msgs.stamp_to_ns(message.clock)
 
     # What a caller does.
 
@@ -198,6 +207,7 @@ class EpisodeRunnerNode(Node):
             EpisodeError: A node refuses or there is no result after ``timeout_s`` of wall time.
         """
         self._trigger(self._stop)
+        self._settle()
         self._set(self._set_bridge, seed=request.seed, task=request.task)
         episode = json.loads(self._trigger(self._reset))
         self._set(self._set_policy, instruction=episode["instruction"])
@@ -238,6 +248,13 @@ class EpisodeRunnerNode(Node):
         return EpisodeRun(records, _values(self._status.get(self._policy)), _values(self._status.get(self._bridge)))
 
     # Inside.
+
+    def _settle(self) -> None:
+        """Wait until the arm stands after ~/stop."""
+        self._spin_until(lambda: self._time_ns > 0, SERVICE_TIMEOUT_S)
+        end_ns = self._time_ns + int(SETTLE_S * 1e9)
+        if not self._spin_until(lambda: self._time_ns >= end_ns, SERVICE_TIMEOUT_S):
+            raise EpisodeError(f"{self._bridge}: simulated time stands; is the simulation running?")
 
     def _resolved(self, name: str) -> str:
         if name.startswith("/"):
