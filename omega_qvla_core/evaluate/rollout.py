@@ -9,8 +9,6 @@ from omega_qvla_core.envs.tabletop import CAMERAS, COLOURS, TabletopEnv, Task
 from omega_qvla_core.noise import inference_seed
 from omega_qvla_core.runtime import Observation, Policy
 
-NETWORK_CAMERAS = tuple(camera for camera in CAMERAS if camera != "overview")
-"""Cameras that a policy may see; ``overview`` is for people."""
 DEFAULT_EXECUTE_STEPS = 4
 """Steps of a chunk that are executed before the next inference: 200 ms at 20 Hz."""
 RENDER_PX = 128
@@ -47,7 +45,7 @@ def task_of_seed(kind: str, seed: int) -> Task:
 
 def observe(env: TabletopEnv, instruction: str) -> Observation:
     """What the policy may see: camera images, joint positions, words."""
-    images = {camera: env.render(camera) for camera in NETWORK_CAMERAS}
+    images = {camera: env.render(camera) for camera in CAMERAS}
     return Observation(images=images, state=env.joint_positions(), instruction=instruction)
 
 

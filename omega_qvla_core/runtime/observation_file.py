@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from omega_qvla_core.errors import ObservationError
-from omega_qvla_core.runtime.types import Observation
+from omega_qvla_core.policy_types import Observation
 
 FORMAT = "omega-qvla-observations-1"
 

@@ -14,22 +14,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 
 from omega_qvla_core.envs.tabletop import JOINT_NAMES
-from omega_qvla_core.runtime.random_policy import random_policy
 from omega_qvla_ros import jtc, msgs
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("policy") / "random"
-    random_policy().save(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def graph(tmp_path):
-    made = Graph(tmp_path)
-    yield made
-    made.close()
 
 
 def publish_sensors(

@@ -90,13 +90,6 @@ def publish_sensors(graph: Graph) -> None:
     node.create_timer(0.05, tick)
 
 
-@pytest.fixture
-def graph(tmp_path):
-    made = Graph(tmp_path)
-    yield made
-    made.close()
-
-
 @pytest.mark.parametrize("make", [pi05_checkpoint, gr00t_checkpoint], ids=["pi05", "gr00t_n15"])
 def test_a_valid_trajectory_comes_back(graph: Graph, tmp_path: Path, make) -> None:
     checkpoint = make(tmp_path / "checkpoint")

@@ -13,25 +13,9 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from omega_qvla_core.runtime.random_policy import random_policy
 from omega_qvla_ros.resources import config_file
 
 CONTRACT = config_file("robots/tabletop.yaml")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    """A tiny policy with random weights: it moves the arm slowly, and means nothing by it."""
-    folder = tmp_path_factory.mktemp("policy") / "random"
-    random_policy().save(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def graph(tmp_path):
-    made = Graph(tmp_path)
-    yield made
-    made.close()
 
 
 def wait_until_the_arm_has_moved(graph: Graph, distance_rad: float = 0.05) -> None:
