@@ -1,7 +1,7 @@
 """ROS messages <-> numpy and the package's own dataclasses. Besides ``nodes/`` the only module that imports ROS.
 
 Images: cv_bridge converts what it gets right, which is contiguous little-endian 8-bit data. It ignores padded rows
-(wrong pixels without an error) and fails or errs on messages marked big-endian, so those take our own path.
+(wrong pixels without an error) and fails or errs on messages marked big-endian, so those go to ``image_decoding``.
 """
 
 from __future__ import annotations
@@ -18,15 +18,9 @@ from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory as JointTrajectoryMsg
 from trajectory_msgs.msg import JointTrajectoryPoint as JointTrajectoryPointMsg
 
-from omega_qvla_core.errors import ObservationError
+from omega_qvla_ros import image_decoding
 from omega_qvla_ros.splines import NS_PER_S
 from omega_qvla_ros.trajectory import JointTrajectory, TrajectoryPoint
-
-CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
-"""Encodings that are understood, with their bytes per pixel."""
-_RGB_ORDER = {"rgb8": (0, 1, 2), "bgr8": (2, 1, 0), "rgba8": (0, 1, 2), "bgra8": (2, 1, 0), "mono8": (0, 0, 0)}
-MAX_IMAGE_PIXELS = 64 * 1024 * 1024
-"""An 8192x8192 image; a header that claims more is damaged."""
 
 _bridge = CvBridge()
 
@@ -56,44 +50,6 @@ def header(stamp_ns: int, frame_id: str = "") -> Header:
     return Header(stamp=ns_to_stamp(stamp_ns), frame_id=frame_id)
 
 
-def check_image(message: Image, topic: str, min_height: int = 1, min_width: int = 1) -> None:
-    """Check an image's header against its data, without touching the pixels.
-
-    Args:
-        message: The message.
-        topic: Its topic, for error messages.
-        min_height: The network's image height.
-        min_width: The network's image width.
-
-    Raises:
-        ObservationError: Encoding not understood, rows shorter than the width, too little data, or too small.
-    """
-    channels = CHANNELS.get(message.encoding)
-    if channels is None:
-        raise ObservationError(
-            f"{topic!r}: encoding {message.encoding!r} is not understood; publish one of {', '.join(CHANNELS)}"
-        )
-    if message.height < min_height or message.width < min_width:
-        raise ObservationError(
-            f"{topic!r}: {message.width}x{message.height} px, the policy needs at least {min_width}x{min_height}; "
-            "raise the camera's resolution"
-        )
-    if message.height * message.width > MAX_IMAGE_PIXELS:
-        raise ObservationError(f"{topic!r}: {message.width}x{message.height} px cannot be; the header is damaged")
-    row = message.width * channels
-    if message.step < row:
-        raise ObservationError(
-            f"{topic!r}: step {message.step} is less than the {row} bytes of a row of {message.width} "
-            f"{message.encoding} pixels"
-        )
-    needed = message.step * (message.height - 1) + row
-    if len(message.data) < needed:
-        raise ObservationError(
-            f"{topic!r}: {len(message.data)} bytes of data, {needed} needed for {message.width}x{message.height} "
-            f"{message.encoding} with step {message.step}; the image is cut off"
-        )
-
-
 def image_to_rgb(message: Image, topic: str = "image") -> np.ndarray:
     """Decode an image.
 
@@ -105,33 +61,19 @@ def image_to_rgb(message: Image, topic: str = "image") -> np.ndarray:
         uint8 ``[height, width, 3]`` RGB, contiguous and writable.
 
     Raises:
-        ObservationError: See ``check_image``.
+        ObservationError: See ``image_decoding.check_image``.
     """
-    check_image(message, topic)
-    contiguous = message.step == message.width * CHANNELS[message.encoding]
+    image_decoding.check_image(message, topic)
+    contiguous = message.step == message.width * image_decoding.CHANNELS[message.encoding]
     if contiguous and not message.is_bigendian:
         return _with_cv_bridge(message)
-    return image_to_rgb_plain(message)
+    return image_decoding.image_to_rgb(message, topic)
 
 
 def _with_cv_bridge(message: Image) -> np.ndarray:
     # The colour conversion returns its own array; without one it is a view of the message.
     rgb = _bridge.imgmsg_to_cv2(message, desired_encoding="rgb8")
     return np.array(rgb, dtype=np.uint8, order="C", copy=message.encoding == "rgb8" or None)
-
-
-def image_to_rgb_plain(message: Image) -> np.ndarray:
-    """As ``image_to_rgb`` without cv_bridge and without its checks. 8-bit samples have no byte order."""
-    channels = CHANNELS[message.encoding]
-    row = message.width * channels
-    data = np.frombuffer(message.data, dtype=np.uint8)
-    # The last row may come without its padding.
-    pixels = np.lib.stride_tricks.as_strided(
-        data, shape=(message.height, row), strides=(message.step, 1), writeable=False
-    )
-    return np.ascontiguousarray(
-        pixels.reshape(message.height, message.width, channels)[:, :, _RGB_ORDER[message.encoding]]
-    )
 
 
 def rgb_to_image(rgb: np.ndarray, stamp_ns: int, frame_id: str) -> Image:

@@ -32,7 +32,7 @@ from trajectory_msgs.msg import JointTrajectory as JointTrajectoryMsg
 
 from omega_qvla_core.errors import ConfigError, ObservationError, OmegaQVLAError
 from omega_qvla_core.policy_types import PolicySpec
-from omega_qvla_ros import msgs
+from omega_qvla_ros import image_decoding, msgs
 from omega_qvla_ros.motion import HOLD_REPEATS
 from omega_qvla_ros.nodes import diagnostics, loading, parameters, process, qos
 from omega_qvla_ros.nodes.logging_bridge import forward_logging
@@ -232,7 +232,7 @@ class PolicyNode(LifecycleNode):
             return
         size = self._loaded.image_size[key]
         try:
-            msgs.check_image(message, self._loaded.topics[key], *size)
+            image_decoding.check_image(message, self._loaded.topics[key], *size)
         except ObservationError as error:
             self._session.buffer.refuse_image(key, str(error))
             self.get_logger().error(f"image dropped: {error}", throttle_duration_sec=10.0)

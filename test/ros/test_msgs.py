@@ -11,7 +11,7 @@ from cv_bridge import CvBridge
 from sensor_msgs.msg import Image, JointState
 
 from omega_qvla_core.errors import ObservationError
-from omega_qvla_ros import msgs
+from omega_qvla_ros import image_decoding, msgs
 from omega_qvla_ros.trajectory import JointTrajectory, TrajectoryPoint
 
 RNG = np.random.default_rng(0)
@@ -20,7 +20,7 @@ HEIGHT, WIDTH = 5, 7
 
 def image(encoding: str, pad: int = 0, bigendian: bool = False, last_pad: bool = True) -> tuple[Image, np.ndarray]:
     """A random image in an encoding, and its samples ``[H, W, channels]``."""
-    channels = msgs.CHANNELS[encoding]
+    channels = image_decoding.CHANNELS[encoding]
     samples = RNG.integers(0, 256, (HEIGHT, WIDTH, channels), dtype=np.uint8)
     rows = np.full((HEIGHT, WIDTH * channels + pad), 170, dtype=np.uint8)
     rows[:, : WIDTH * channels] = samples.reshape(HEIGHT, -1)
@@ -36,11 +36,11 @@ def expected(encoding: str, samples: np.ndarray) -> np.ndarray:
     return samples[:, :, :3] if encoding.startswith("rgb") else samples[:, :, 2::-1]
 
 
-@pytest.mark.parametrize("encoding", msgs.CHANNELS)
+@pytest.mark.parametrize("encoding", image_decoding.CHANNELS)
 def test_own_path_and_cv_bridge_agree_pixel_for_pixel(encoding: str) -> None:
     message, samples = image(encoding)
     by_cv_bridge = CvBridge().imgmsg_to_cv2(message, desired_encoding="rgb8")
-    by_us = msgs.image_to_rgb_plain(message)
+    by_us = image_decoding.image_to_rgb(message)
     np.testing.assert_array_equal(by_us, by_cv_bridge)
     np.testing.assert_array_equal(msgs.image_to_rgb(message), by_cv_bridge)
     np.testing.assert_array_equal(by_us, expected(encoding, samples))
@@ -48,7 +48,7 @@ def test_own_path_and_cv_bridge_agree_pixel_for_pixel(encoding: str) -> None:
 
 @pytest.mark.parametrize("bigendian", [False, True])
 @pytest.mark.parametrize("pad", [0, 1, 3, 4])
-@pytest.mark.parametrize("encoding", msgs.CHANNELS)
+@pytest.mark.parametrize("encoding", image_decoding.CHANNELS)
 def test_padded_and_big_endian_images_are_decoded(encoding: str, pad: int, bigendian: bool) -> None:
     for last_pad in (True, False):
         message, samples = image(encoding, pad, bigendian, last_pad)
@@ -64,7 +64,7 @@ def test_padded_rows_are_what_cv_bridge_gets_wrong() -> None:
 
 
 def test_decoded_image_is_no_view_of_the_message() -> None:
-    for encoding in msgs.CHANNELS:
+    for encoding in image_decoding.CHANNELS:
         message, _ = image(encoding)
         rgb = msgs.image_to_rgb(message)
         before = rgb.copy()
@@ -99,7 +99,7 @@ def test_damaged_headers_are_refused() -> None:
 def test_image_smaller_than_the_network_is_refused() -> None:
     message, _ = image("rgb8")
     with pytest.raises(ObservationError, match="7x5 px, the policy needs at least 64x64"):
-        msgs.check_image(message, "front", 64, 64)
+        image_decoding.check_image(message, "front", 64, 64)
 
 
 def test_numpy_to_image_and_back() -> None:
