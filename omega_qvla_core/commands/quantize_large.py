@@ -66,7 +66,7 @@ def random_checkpoint(
 ) -> None:
     """Write a full-size Pi 0.5 with random weights (6.7 GB, bfloat16), to try this machine with."""
     from omega_qvla_core.quant.memory_table import full_size_pi05
-    from omega_qvla_core.quant.random_checkpoint import write_random_checkpoint
+    from omega_qvla_core.runtime.random_checkpoint import write_random_checkpoint
 
     with user_errors(), progress_bar("write") as bar:
         path = write_random_checkpoint(folder, full_size_pi05(), seed, bar.update)

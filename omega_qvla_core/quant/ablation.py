@@ -21,10 +21,10 @@ from omega_qvla_core.quant.calibrate import calibrate
 from omega_qvla_core.quant.layers_check import check_layers, reference_ratios
 from omega_qvla_core.quant.policy import quantize_policy
 from omega_qvla_core.quant.presets import with_activations
+from omega_qvla_core.quant.quantizable import QuantizablePolicy
 from omega_qvla_core.quant.quantize import Progress, quantize_linears
 from omega_qvla_core.quant.recipe import Recipe
 from omega_qvla_core.quant.scope import find_sites
-from omega_qvla_core.runtime.policy import Policy
 
 LAYER_RECIPES: tuple[tuple[str, str | None], ...] = (
     ("paper_w4a4", "static"),
@@ -88,7 +88,7 @@ def action_table(
 
 
 def held_out_policy(
-    policy: Policy, observations: Sequence[Observation], splits: int = 0
+    policy: QuantizablePolicy, observations: Sequence[Observation], splits: int = 0
 ) -> Callable[[Recipe], ActionError]:
     """Measure recipes on a policy: calibrate on half of the observations, compare actions on the other half.
 

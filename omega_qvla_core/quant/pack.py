@@ -25,20 +25,20 @@ from omega_qvla_core.errors import ConfigError, PackError
 from omega_qvla_core.quant.linear import quantized_sites, replace_linears
 from omega_qvla_core.quant.parts import StoredPart, build_part, replace_module, stored_parts
 from omega_qvla_core.quant.policy import tensors_hash
+from omega_qvla_core.quant.quantizable import QuantizablePolicy
 from omega_qvla_core.quant.recipe import Recipe
 from omega_qvla_core.quant.record import QuantizationRecord, attach_record, record_of
 from omega_qvla_core.quant.report import unquantized_tensors
 from omega_qvla_core.quant.scope import linear_side
 from omega_qvla_core.quant.site import QuantizedSite, SiteSpec
 from omega_qvla_core.quant.whole import whole_targets
-from omega_qvla_core.runtime.policy import Policy
 from omega_qvla_core.strict_json import dataclass_from_json, dataclass_to_json
 
 PACK_FORMAT = "omega-qvla-pack-1"
 _METADATA = ("format", "model_sha256", "content_sha256", "record", "sites")
 
 
-def save_pack(policy: Policy, folder: str | Path) -> Path:
+def save_pack(policy: QuantizablePolicy, folder: str | Path) -> Path:
     """Write a quantized policy.
 
     Args:
@@ -84,12 +84,14 @@ def save_pack(policy: Policy, folder: str | Path) -> Path:
     return folder / PACK_FILE
 
 
-def load_pack(folder: str | Path, device: str | torch.device = "cpu") -> Policy:
+def read_pack(folder: str | Path) -> tuple[PolicyDescription, nn.Module, str]:
     """Read a pack folder.
 
     Args:
         folder: What ``save_pack`` wrote, or the name of a shipped pack.
-        device: Where it computes.
+
+    Returns:
+        Description, quantized model on the CPU, and name of the recipe.
 
     Raises:
         PackError: The file is missing or damaged, was made for another model or number of denoise steps.
@@ -111,7 +113,7 @@ def load_pack(folder: str | Path, device: str | torch.device = "cpu") -> Policy:
     _load_floats(path, model, tensors)
     _check_scope(path, model, record.recipe)
     attach_record(model, record)
-    return Policy(model, description, device, quantization=record.recipe.name)
+    return description, model, record.recipe.name
 
 
 def read_record(folder: Path) -> QuantizationRecord:

@@ -16,13 +16,13 @@ from omega_qvla_core.policy_types import Observation
 from omega_qvla_core.quant.action_error import compare_actions
 from omega_qvla_core.quant.build import SiteResult
 from omega_qvla_core.quant.calibrate import RESERVOIR_TOKENS, Calibration, calibrate
+from omega_qvla_core.quant.quantizable import PolicyT, QuantizablePolicy
 from omega_qvla_core.quant.quantize import Progress, check_overrides, quantize_linears
 from omega_qvla_core.quant.recipe import Recipe
 from omega_qvla_core.quant.record import QuantizationRecord, attach_record
 from omega_qvla_core.quant.report import QuantReport, report, unquantized_tensors
 from omega_qvla_core.quant.scope import SIDES, InputSite, find_sites
 from omega_qvla_core.quant.whole import apply_whole, contract_embodiment
-from omega_qvla_core.runtime.policy import Policy
 
 # The published calibration uses ten observations (METHOD A.9); fewer leave scales to chance.
 MIN_OBSERVATIONS = 8
@@ -35,14 +35,14 @@ _LARGEST_HALF = 65504.0
 
 
 def quantize_policy(
-    policy: Policy,
+    policy: PolicyT,
     recipe: Recipe,
     observations: Sequence[Observation],
     *,
     progress: Progress | None = None,
     seed: int = 0,
     evaluation: Sequence[Observation] | None = None,
-) -> tuple[Policy, QuantReport]:
+) -> tuple[PolicyT, QuantReport]:
     """Quantize every linear in scope.
 
     Args:
@@ -73,11 +73,11 @@ def quantize_policy(
         apply_whole(model, recipe.whole, policy.spec.num_steps, contract_embodiment(policy.description))
     round_unquantized(model, recipe, sites)
     # The copy is calibrated with its rounded parts in place: that is where the quantized linears will work.
-    rounded = Policy(model, policy.description, policy.device)
+    rounded = policy.with_model(model)
     calibration = calibrate_policy(rounded, sites, observations, seed=seed, progress=progress)
     results = quantize_linears(model, sites, recipe, calibration, progress=progress)
     attach_record(model, _record(policy, recipe, observations, calibration, seed, results))
-    quantized = Policy(model, policy.description, policy.device, quantization=recipe.name)
+    quantized = policy.with_model(model, quantization=recipe.name)
     checked = list(observations if evaluation is None else evaluation)
     seeds = [seed + index for index in range(len(checked))]
     ours, theirs = (model_actions(one, checked, seeds) for one in (quantized, policy))
@@ -86,7 +86,7 @@ def quantize_policy(
 
 
 def calibrate_policy(
-    policy: Policy,
+    policy: QuantizablePolicy,
     sites: Sequence[InputSite],
     observations: Sequence[Observation],
     *,
@@ -109,7 +109,7 @@ def calibrate_policy(
     return calibration
 
 
-def model_actions(policy: Policy, observations: Sequence[Observation], seeds: Sequence[int]) -> Tensor:
+def model_actions(policy: QuantizablePolicy, observations: Sequence[Observation], seeds: Sequence[int]) -> Tensor:
     """Normalised actions ``[N, horizon, action width]`` of the model, noise of each observation from its seed."""
     parts, size = [], _BATCH[policy.spec.family]
     with torch.no_grad():
@@ -146,7 +146,9 @@ def _check_finite(model: nn.Module) -> None:
             raise QuantizationError(f"{name} holds NaN or Inf; check the checkpoint")
 
 
-def _run(policy: Policy, batch: Sequence[Observation], noise: Tensor, calibration: Calibration | None = None) -> Tensor:
+def _run(
+    policy: QuantizablePolicy, batch: Sequence[Observation], noise: Tensor, calibration: Calibration | None = None
+) -> Tensor:
     model = policy.model
     inputs = policy.processor.prepare(batch, policy.device)
     prefix = inputs.embed(model)
@@ -159,7 +161,7 @@ def _run(policy: Policy, batch: Sequence[Observation], noise: Tensor, calibratio
 
 
 def _record(
-    policy: Policy,
+    policy: QuantizablePolicy,
     recipe: Recipe,
     observations: Sequence[Observation],
     calibration: Calibration,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,12 +12,10 @@ from omega_qvla_core.quant.action_error import ActionError
 from omega_qvla_core.quant.linear import QuantizedLinear, quantized_sites
 from omega_qvla_core.quant.parts import StoredPart, stored_parts
 from omega_qvla_core.quant.profile import SiteProfile
+from omega_qvla_core.quant.quantizable import QuantizablePolicy
 from omega_qvla_core.quant.record import record_of
 from omega_qvla_core.quant.scope import linear_side
 from omega_qvla_core.quant.site import QuantizedSite
-
-if TYPE_CHECKING:
-    from omega_qvla_core.runtime.policy import Policy
 
 _HALF_BYTES = 2
 
@@ -157,7 +155,7 @@ class QuantReport:
 
 
 def report(
-    policy: Policy, actions: ActionError | None = None, profiles: Mapping[str, SiteProfile] | None = None
+    policy: QuantizablePolicy, actions: ActionError | None = None, profiles: Mapping[str, SiteProfile] | None = None
 ) -> QuantReport:
     """Report on a quantized policy, fresh or loaded from a pack.
 
@@ -190,7 +188,7 @@ def report(
     )
 
 
-def in_scope_bytes(policy: Policy) -> int:
+def in_scope_bytes(policy: QuantizablePolicy) -> int:
     """Bytes of the in-scope linears: as stored with every table counted, as float16 where they are not quantized."""
     model = policy.model
     stored = sum(tensor.numel() * tensor.element_size() for site in quantized_sites(model) for tensor in site.buffers())

@@ -18,6 +18,7 @@ from omega_qvla_core.checkpoints.strict_loading import compute_dtype
 from omega_qvla_core.errors import CheckpointError, ConfigError
 from omega_qvla_core.policy_types import ActionChunk, Observation
 from omega_qvla_core.processing.robot_setup import RobotSetup
+from omega_qvla_core.quant.pack import read_pack, save_pack
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +83,8 @@ class Policy:
         """
         folder, target, computed = resolve_folder(path_or_name), _device(device), compute_dtype(dtype)
         if is_pack(folder):
-            # The quantizer is needed for packs only, and it builds on this class.
-            from omega_qvla_core.quant.pack import load_pack
-
-            return load_pack(folder, device=device)
+            description, model, recipe = read_pack(folder)
+            return cls(model, description, target, quantization=recipe)
         found = detect(folder)
         if found.layout == "omega_qvla" and "robot" not in found.config:
             if computed != torch.float32:
@@ -95,11 +94,18 @@ class Policy:
             description, model = load_foundation(read_headers(folder, robot, tokenizer), computed)
         return cls(model, description, target)
 
+    def with_model(self, model: nn.Module, quantization: str = "none") -> Policy:
+        """The same policy around another network.
+
+        Args:
+            model: Of the same sizes.
+            quantization: Name of the recipe, ``none`` for unquantized weights.
+        """
+        return type(self)(model, self.description, self.device, quantization)
+
     def save(self, folder: str | Path) -> None:
         """Write a folder that ``load`` reads: a checkpoint, or a pack if the policy is quantized."""
         if self.spec.quantization != "none":
-            from omega_qvla_core.quant.pack import save_pack
-
             save_pack(self, Path(folder))
             return
         save_checkpoint(self.description, self.model, Path(folder))

@@ -19,11 +19,11 @@ from omega_qvla_core.quant import Recipe, load_pack, quantize_policy, save_pack
 from omega_qvla_core.quant.memory import meta_model, whole_accounting
 from omega_qvla_core.quant.part_files import read_info
 from omega_qvla_core.quant.policy import calibrate_policy, round_unquantized
-from omega_qvla_core.quant.random_checkpoint import write_random_checkpoint
 from omega_qvla_core.quant.recipe import Override
 from omega_qvla_core.quant.scope import find_sites
 from omega_qvla_core.quant.streaming import needs_calibration, quantize_checkpoint
 from omega_qvla_core.runtime import Policy
+from omega_qvla_core.runtime.random_checkpoint import write_random_checkpoint
 from omega_qvla_core.strict_json import write_json
 
 RTN = Recipe.preset("rtn")
