@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from rclpy.node import Node
@@ -17,7 +19,38 @@ from omega_qvla_core.runtime import Policy
 from omega_qvla_ros.contract import RobotContract, check_policy, load_contract
 from omega_qvla_ros.nodes.parameters import value
 from omega_qvla_ros.resources import resolve_contract
-from omega_qvla_ros.session import SessionOptions
+from omega_qvla_ros.session import PolicyLike, SessionOptions
+
+
+class LoadedPolicy(PolicyLike, Protocol):
+    """What configure needs of a policy: a session's needs, and a first inference before the arm waits for one."""
+
+    def warm_up(self) -> float:
+        """Infer on a blank observation; returns the seconds that one inference takes."""
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """How a policy is loaded.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+    """
+
+    device: str = "cpu"
+
+
+PolicyLoader = Callable[[Path, PolicyOptions], LoadedPolicy]
+"""Checkpoint folder, options -> policy. The node takes it as an argument, so that a policy can be wrapped."""
+
+
+def load_policy(folder: Path, options: PolicyOptions) -> LoadedPolicy:
+    """The loader of every shipped node.
+
+    Raises:
+        OmegaQVLAError: The folder cannot be loaded; the message names it and the remedy.
+    """
+    return Policy.load(folder, device=options.device)
 
 
 @dataclass(frozen=True)
@@ -34,15 +67,19 @@ class Loaded:
     """
 
     contract: RobotContract
-    policy: Policy
+    policy: LoadedPolicy
     weights: tuple[str, int]
     summary: str
     topics: dict[str, str]
     image_size: dict[str, tuple[int, int]]
 
 
-def load(node: Node) -> Loaded:
+def load(node: Node, policy_loader: PolicyLoader) -> Loaded:
     """Read the contract, load the policy, check one against the other, warm up.
+
+    Args:
+        node: Gives the parameters.
+        policy_loader: Loads the policy.
 
     Raises:
         OmegaQVLAError: Anything that is wrong; the message names it and the remedy.
@@ -54,7 +91,7 @@ def load(node: Node) -> Loaded:
     folder = _checkpoint_folder(str(value(node, "checkpoint")))
     if threads := int(value(node, "inference_threads")):
         torch.set_num_threads(threads)
-    policy = Policy.load(folder, device=str(value(node, "device")))
+    policy = policy_loader(folder, PolicyOptions(device=str(value(node, "device"))))
     spec = policy.spec
     check_policy(contract, spec)
     preflight(folder, read_requirements(contract_path)).require()

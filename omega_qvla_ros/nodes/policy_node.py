@@ -58,10 +58,23 @@ SPIN_S = 0.2
 
 
 class PolicyNode(LifecycleNode):
-    """See the module's text; parameters with their comments: ``config/policy_node.yaml``."""
+    """See the module's text; parameters with their comments: ``config/policy_node.yaml``.
 
-    def __init__(self, node_name: str = "policy_node", **kwargs: object) -> None:
+    Args:
+        node_name: Default of the node's name.
+        policy_loader: Loads the policy at configure; another one may wrap what the shipped one returns.
+        kwargs: Of ``rclpy.lifecycle.LifecycleNode``.
+    """
+
+    def __init__(
+        self,
+        node_name: str = "policy_node",
+        *,
+        policy_loader: loading.PolicyLoader = loading.load_policy,
+        **kwargs: object,
+    ) -> None:
         super().__init__(node_name, **kwargs)
+        self._policy_loader = policy_loader
         self._session: PolicySession | None = None
         self._loaded: loading.Loaded | None = None
         self._configure_error = ""
@@ -153,7 +166,7 @@ class PolicyNode(LifecycleNode):
         if self._unknown_parameters:
             raise ConfigError("; ".join(self._unknown_parameters))
         started = time.monotonic()
-        self._loaded = loading.load(self)
+        self._loaded = loading.load(self, self._policy_loader)
         contract = self._loaded.contract
         self._session = PolicySession(
             contract,
@@ -358,10 +371,10 @@ class PolicyNode(LifecycleNode):
         self._diagnostics.publish(diagnostics.array(now_ns, report))
 
 
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None, policy_loader: loading.PolicyLoader = loading.load_policy) -> None:
     """Run the node until SIGINT or SIGTERM; then hold the arm, and exit with 0."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    node, stopping = process.start(args, "policy_node", PolicyNode)
+    node, stopping = process.start(args, "policy_node", lambda: PolicyNode(policy_loader=policy_loader))
     forward_logging(node.get_logger())
     executor = SingleThreadedExecutor()
     executor.add_node(node)
