@@ -1,0 +1,189 @@
+"""What is refused before anything can move: statistics, cameras, names, parameters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import rclpy
+import yaml
+from rclpy.context import Context
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from robot_fixtures import contract_dict, toy_contract, toy_spec
+
+from omega_qvla_core.checkpoints.preflight import preflight, read_requirements
+from omega_qvla_core.errors import ConfigError, OmegaQVLAError
+from omega_qvla_core.policy_types import CameraSpec
+from omega_qvla_core.runtime.policy import Policy
+from omega_qvla_core.runtime.random_policy import random_policy
+from omega_qvla_ros.contract import check_policy, contract_from_dict, load_contract
+from omega_qvla_ros.nodes import loading, parameters
+from omega_qvla_ros.process_environment import free_domain_id
+from omega_qvla_ros.resources import config_file
+
+CONTRACT = config_file("robots/tabletop.yaml")
+STATISTICS = "norm_stats.json"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("policy") / "random"
+    random_policy().save(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "checkpoint"))
+
+
+def narrow(stats: dict) -> None:
+    for name in ("min", "max"):
+        stats["state"][name] = stats["state"][name][:6]
+
+
+def stand_still(stats: dict) -> None:
+    stats["state"]["min"][2] = stats["state"]["max"][2]
+
+
+def not_finite(stats: dict) -> None:
+    stats["actions"]["max"][0][1] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda stats: stats.pop("state"), "state"),
+        (lambda stats: stats["actions"].pop("max"), "max"),
+        (narrow, "state"),
+        (stand_still, r"state\[2\] is degenerate"),
+        (not_finite, r"actions\.max\[0\]\[1\] is not finite"),
+    ],
+    ids=["missing", "half missing", "wrong width", "no spread", "not finite"],
+)
+def test_fault_36_statistics_that_cannot_be_used_are_refused_by_name(
+    folder: Path, change: Callable[[dict], object], words: str
+) -> None:
+    stats = json.loads((folder / STATISTICS).read_text())
+    change(stats)
+    (folder / STATISTICS).write_text(json.dumps(stats))
+    with pytest.raises(OmegaQVLAError, match=words):
+        Policy.load(folder)
+    report = preflight(folder, read_requirements(CONTRACT))
+    assert not report.passed
+    with pytest.raises(ConfigError, match=words):
+        report.require()
+
+
+def test_fault_36_missing_file_is_refused_by_name(folder: Path) -> None:
+    (folder / STATISTICS).unlink()
+    with pytest.raises(OmegaQVLAError, match=STATISTICS):
+        Policy.load(folder)
+
+
+@pytest.mark.parametrize("keys", [("front",), ("front", "wrist", "side"), ("front", "hand")])
+def test_fault_37_cameras_of_contract_and_checkpoint_differ(keys: tuple[str, ...]) -> None:
+    spec = toy_spec(cameras=tuple(CameraSpec(key, 64, 64) for key in keys))
+    with pytest.raises(ConfigError) as caught:
+        check_policy(toy_contract(), spec)
+    text = str(caught.value)
+    assert "camera keys" in text
+    assert "contract [front, wrist]" in text and f"checkpoint [{', '.join(keys)}]" in text
+
+
+@pytest.fixture(scope="module")
+def context() -> Iterator[Context]:
+    made = Context()
+    rclpy.init(context=made, args=[], domain_id=free_domain_id(70))
+    yield made
+    rclpy.try_shutdown(context=made)
+
+
+def node(context: Context, configured: bool = True, **overrides: object) -> tuple[Node, list[str]]:
+    """A node with the policy node's parameters and their checks, and what is unknown among the given ones."""
+    given = [Parameter(name, value=value) for name, value in overrides.items()]
+    made = Node("node", context=context, parameter_overrides=given, start_parameter_services=False)
+    unknown = parameters.declare(made, parameters.POLICY_NODE)
+    checks = {"instruction": loading.instruction_problem}
+    made.add_on_set_parameters_callback(parameters.checker(parameters.POLICY_NODE, lambda: configured, checks))
+    return made, unknown
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "words"),
+    [
+        ("execution_horizon", -1, ""),
+        ("execution_horizon", 10**6, ""),
+        ("execution_horizon", "four", ""),
+        ("blend_time_s", 5.1, ""),
+        ("blend_time_s", float("nan"), ""),
+        ("noise_seed", -5, ""),
+        ("instruction", "  ", "empty instruction is refused"),
+        ("instruction", 5, ""),
+        ("checkpoint", "other", "read at configure"),
+        ("auto_activate", True, ""),
+    ],
+)
+def test_fault_46_bad_value_at_run_time_is_refused_with_a_reason_and_the_old_one_stays(
+    context: Context, name: str, bad: object, words: str
+) -> None:
+    made, _ = node(context)
+    before = parameters.value(made, name)
+    result = made.set_parameters([Parameter(name, value=bad)])[0]
+    assert not result.successful and result.reason and words in result.reason
+    assert parameters.value(made, name) == before
+    made.destroy_node()
+
+
+def test_fault_46_one_bad_value_refuses_the_whole_set(context: Context) -> None:
+    made, _ = node(context)
+    result = made.set_parameters_atomically([Parameter("noise_seed", value=7), Parameter("instruction", value="")])
+    assert not result.successful and parameters.value(made, "noise_seed") == 0
+    made.destroy_node()
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [({"chekpoint": "x"}, "checkpoint"), ({"execution_horison": 3}, "execution_horizon"), ({"blend_time": 0.1}, None)],
+)
+def test_fault_47_typing_error_in_a_parameter_is_named_with_the_nearest_one(
+    context: Context, given: dict, nearest: str | None
+) -> None:
+    made, unknown = node(context, **given)
+    (text,) = unknown
+    assert f"unknown parameter {next(iter(given))!r}; did you mean '{nearest or 'blend_time_s'}'?" == text
+    made.destroy_node()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("max_velocity: 2.0", "max_velocty: 2.0", "max_velocity"),
+        ("sync_tolerance_s", "sync_tolerence_s", "sync_tolerance_s"),
+        ("control_rate_hz", "control_rate", "control_rate_hz"),
+    ],
+)
+def test_fault_47_typing_error_in_a_contract_is_named_with_the_nearest_key(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    path = tmp_path / "robot.yaml"
+    path.write_text(CONTRACT.read_text().replace(old, new, 1))
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_contract(path)
+    assert new.split(":")[0] in str(caught.value)
+
+
+def test_fault_47_unknown_joint_is_named_with_the_nearest_one() -> None:
+    data = contract_dict()
+    data["joints"][0]["name"] = "sholder"
+    with pytest.raises(ConfigError, match="nearest to 'sholder' is 'shoulder'"):
+        check_policy(contract_from_dict(data), toy_spec())
+
+
+def test_fault_47_shipped_contract_as_written_is_accepted() -> None:
+    """Otherwise the three tests above would refuse anything."""
+    assert load_contract(CONTRACT).name == yaml.safe_load(CONTRACT.read_text())["name"]
