@@ -289,7 +289,10 @@ def _keeping_dtype(fn: Any) -> Any:
 
 def _count_storages(value: Any, found: dict[int, int]) -> None:
     """Bytes of every distinct storage in nested containers and dataclasses."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.is_mkldnn:
+        # oneDNN's own layout has no storage that could be looked at.
+        found[id(value)] = value.numel() * value.element_size()
+    elif isinstance(value, Tensor):
         storage = value.untyped_storage()
         found[storage.data_ptr()] = storage.nbytes()
     elif isinstance(value, Mapping):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from omega_qvla_core.errors import ConfigError
-from omega_qvla_core.kernels import BACKENDS, GroupedWeight, backend, code_range, cpu
+from omega_qvla_core.kernels import BACKENDS, GroupedWeight, backend, code_range, cpu, cpu_routes
 from omega_qvla_core.kernels.base import grouped
 
 # tokens, columns, outputs, group: tabletop sizes, odd sizes, one of each, and the longest sum of a full-size model.
@@ -57,18 +59,82 @@ def test_accumulators_equal_an_int64_oracle_bit_for_bit(size, bits, extreme):
     assert torch.equal(BACKENDS["cpu"].accumulators(codes, prepared), oracle(codes, weight))
 
 
+ROUTES = (cpu_routes.FLOAT32, cpu_routes.FLOAT64, cpu_routes.ONEDNN, cpu_routes.INT_MM)
+
+
+def offered(route, size, bits):
+    """Whether the backend may choose the route for such a weight."""
+    _, columns, _, group = size
+    if isinstance(route, cpu_routes.FloatRoute):
+        return route is cpu_routes.FLOAT64 or weight_of(size, bits).largest_accumulator <= 2**24
+    if route is cpu_routes.ONEDNN and weight_of(size, bits).largest_accumulator > 2**24:
+        return False
+    return min(group, columns) >= 8 and cpu_routes.is_exact(route, cpu_routes.Kind(bits, bits))
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_integers_held_in_float_give_the_same_sums_and_outputs(size, monkeypatch):
-    """What runs on CPUs whose int8 products are not exact."""
-    weight, codes = weight_of(size), codes_of(size)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_every_route_gives_the_same_sums_and_outputs(size, bits, monkeypatch):
+    """Which of them runs depends on the CPU; no output may."""
+    weight, codes = weight_of(size, bits), codes_of(size, bits)
     scales = torch.rand(codes.shape[0], codes.shape[1], 1) + 0.1
+    integer, outputs, names = BACKENDS["cpu"], [], []
+    for route in ROUTES:
+        if offered(route, size, bits):
+            monkeypatch.setattr(cpu, "choose", lambda weight, route=route: route)
+            prepared = integer.prepare(weight)
+            assert torch.equal(integer.accumulators(codes, prepared), oracle(codes, weight)), route.name
+            outputs.append(integer.linear(codes, scales, prepared))
+            names.append(route.name)
+    assert "float32" in names
+    assert all(torch.equal(one, outputs[0]) for one in outputs), names
+
+
+def test_the_choice_is_an_exact_route_and_is_kept(monkeypatch):
+    weight = weight_of((16, 384, 128, 64))
+    route = cpu_routes.choose(weight)
+    assert route in ROUTES and offered(route, (16, 384, 128, 64), 4)
+
+    def never(call):
+        raise AssertionError("a size is tried once")
+
+    monkeypatch.setattr(cpu_routes, "_best_time_s", never)
+    assert cpu_routes.choose(weight) is route
+
+
+def test_a_route_that_is_wrong_on_this_cpu_is_not_offered():
+    class Saturating(cpu_routes.FloatRoute):
+        name = "saturating"
+
+        def integers(self, codes, layout):
+            return super().integers(codes, layout).clamp(-(1 << 15), (1 << 15) - 1)
+
+    assert not cpu_routes.is_exact(Saturating(), cpu_routes.Kind(8, 8))
+    assert cpu_routes.is_exact(Saturating(), cpu_routes.Kind(2, 4))
+
+
+def test_prepared_weights_can_be_copied_with_their_model():
+    weight, codes = weight_of((16, 384, 128, 64)), codes_of((16, 384, 128, 64))
+    for route in (cpu_routes.FLOAT32, cpu_routes.ONEDNN, cpu_routes.INT_MM):
+        if offered(route, (16, 384, 128, 64), 4):
+            layout = route.prepare(grouped(weight.codes, 64).transpose(1, 2), cpu_routes.Kind(4, 4), torch.ones(6, 128))
+            copied = copy.deepcopy(layout)
+            assert torch.equal(route.integers(codes, copied), oracle(codes, weight))
+
+
+def test_sums_beyond_float32_are_never_held_in_it():
+    route = cpu_routes.choose(weight_of((2, 16384, 130, 16384), bits=8))
+    assert route in (cpu_routes.FLOAT64, cpu_routes.INT_MM)
+
+
+@pytest.mark.parametrize("kind", ["token_group", "token"])
+def test_many_tokens_are_computed_in_blocks_with_the_same_outputs(kind):
+    size = (700, 128, 600, 64)
+    weight, codes = weight_of(size), codes_of(size)
+    scales = torch.rand(2 if kind == "token_group" else 1, 700, 1) + 0.1
     integer = BACKENDS["cpu"]
-    first = integer.linear(codes, scales, integer.prepare(weight))
-    monkeypatch.setattr(cpu, "int8_product_is_exact", lambda: False)
     prepared = integer.prepare(weight)
-    assert prepared.codes.is_floating_point()
-    assert torch.equal(integer.accumulators(codes, prepared), oracle(codes, weight))
-    assert torch.equal(integer.linear(codes, scales, prepared), first)
+    assert torch.equal(integer.linear(codes, scales, prepared), cpu.product(codes, scales, prepared))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
