@@ -14,8 +14,9 @@ from omega_qvla_core.errors import QuantizationError
 from omega_qvla_core.kernels import pack_codes
 from omega_qvla_core.models.step_context import denoise_step
 from omega_qvla_core.quant.activation import ACTIVATION_SCHEMES, FitData
+from omega_qvla_core.quant.multiplier import pack_multipliers, search_multipliers
 from omega_qvla_core.quant.profile import SiteProfile
-from omega_qvla_core.quant.recipe import SideRecipe
+from omega_qvla_core.quant.recipe import FLOAT_SCALES, INTEGER_MULTIPLIER, SideRecipe
 from omega_qvla_core.quant.rotation import output_rotation
 from omega_qvla_core.quant.scales import search_scales
 from omega_qvla_core.quant.site import QuantizedSite, Reader, SiteSpec, dequantized
@@ -195,20 +196,30 @@ def _weight_tensors(spec: SiteSpec, weight: Tensor, statistics: SiteStatistics) 
     hessian = None
     if recipe.solver in SOLVERS_WITH_HESSIAN:
         hessian = gram_in_basis(_hessian(spec, weight, statistics, centre), order, matrices)
-    scales = search_scales(rotated, recipe.group, recipe.weight_bits, recipe.scale_grid)
+    stored, scales = _scales(recipe, rotated)
+    tensors.update(stored)
     names = ", ".join(reader.name for reader in spec.readers)
     problem = WeightProblem(
         names, rotated, scales, recipe.group, recipe.weight_bits, hessian, recipe.damping, recipe.act_order
     )
     solution = solve(recipe.solver, problem)
     tensors["codes"] = pack_codes(solution.codes, recipe.weight_bits)
-    tensors["scales"] = scales
     if centre is not None:
         tensors["centre"] = centre
     notes = list(solution.notes)
-    if scales.dtype != torch.float16:
+    if recipe.scale_format == FLOAT_SCALES and scales.dtype != torch.float16:
         notes.append("weight scales are stored in float32: they leave the range of float16")
     return tensors, notes
+
+
+def _scales(recipe: SideRecipe, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """What is stored of the weight scales, and the scales ``[O, G]`` themselves."""
+    if recipe.scale_format == INTEGER_MULTIPLIER:
+        rows, multipliers = search_multipliers(weight, recipe.group, recipe.weight_bits, recipe.scale_grid)
+        stored = {"scales": rows, "multipliers": pack_multipliers(multipliers)}
+        return stored, rows.double() * multipliers
+    scales = search_scales(weight, recipe.group, recipe.weight_bits, recipe.scale_grid)
+    return {"scales": scales}, scales
 
 
 def low_rank_factors(weight: Tensor, rank: int) -> dict[str, Tensor]:

@@ -16,8 +16,9 @@ from torch import nn
 from omega_qvla_core.checkpoints.families import ModelConfig, build_model
 from omega_qvla_core.kernels import packed_columns
 from omega_qvla_core.models.gr00t_embodiment import EmbodimentLinear
+from omega_qvla_core.quant.multiplier import MULTIPLIER_BITS
 from omega_qvla_core.quant.quantize import split_site
-from omega_qvla_core.quant.recipe import Recipe, SideRecipe, WholeRecipe
+from omega_qvla_core.quant.recipe import INTEGER_MULTIPLIER, Recipe, SideRecipe, WholeRecipe
 from omega_qvla_core.quant.rotation import STORED_ROTATIONS
 from omega_qvla_core.quant.scales import group_count
 from omega_qvla_core.quant.scope import ACTION_HEAD, InputSite, find_sites
@@ -121,7 +122,7 @@ def site_bytes(rows: Sequence[int], columns: int, recipe: SideRecipe, table_rows
     outputs = sum(rows)
     parts = {
         "codes": outputs * packed_columns(columns, recipe.weight_bits),
-        "weight_scales": outputs * group_count(columns, recipe.group) * _HALF,
+        "weight_scales": outputs * _row_scale_bytes(columns, recipe),
         "activation_tables": (table_rows if recipe.per_step else 1) * _table_width(columns, recipe) * _FLOAT,
         "low_rank": recipe.low_rank * (outputs + columns) * _HALF,
     }
@@ -169,6 +170,14 @@ def _split_bytes(model: nn.Module, site: InputSite, recipe: Recipe, num_steps: i
         rows = [linear.out_features for linear in linears]
         steps = num_steps if in_loop and (chosen.activation != "none" or chosen.centring) else 1
         yield sum(site_bytes(rows, linears[0].in_features, chosen, steps, biased).values())
+
+
+def _row_scale_bytes(columns: int, recipe: SideRecipe) -> int:
+    """Bytes of the weight scales of one row."""
+    groups = group_count(columns, recipe.group)
+    if recipe.scale_format == INTEGER_MULTIPLIER:
+        return _FLOAT + packed_columns(groups, MULTIPLIER_BITS)
+    return groups * _HALF
 
 
 def _table_width(columns: int, recipe: SideRecipe) -> int:

@@ -26,7 +26,7 @@ from omega_qvla_core.quant.linear import quantized_sites, replace_linears
 from omega_qvla_core.quant.parts import StoredPart, build_part, replace_module, stored_parts
 from omega_qvla_core.quant.policy import tensors_hash
 from omega_qvla_core.quant.quantizable import QuantizablePolicy
-from omega_qvla_core.quant.recipe import Recipe
+from omega_qvla_core.quant.recipe import INTEGER_MULTIPLIER, Recipe
 from omega_qvla_core.quant.record import QuantizationRecord, attach_record, record_of
 from omega_qvla_core.quant.report import unquantized_tensors
 from omega_qvla_core.quant.scope import linear_side
@@ -199,7 +199,10 @@ def _specs(path: Path, metadata: Mapping[str, str]) -> list[SiteSpec]:
 def _site(path: Path, spec: SiteSpec, tensors: Mapping[str, Tensor]) -> QuantizedSite:
     prefix = f"quantized.{spec.name}."
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    missing = [name for name in ("codes", "scales", "activation") if name not in own]
+    needed = ["codes", "scales", "activation"]
+    if spec.recipe.scale_format == INTEGER_MULTIPLIER:
+        needed.append("multipliers")
+    missing = [name for name in needed if name not in own]
     if missing:
         raise PackError(f"{path} lacks {prefix}{missing[0]}; fetch it again")
     if own["codes"].shape[0] != spec.out_features or own["scales"].shape[0] != spec.out_features:

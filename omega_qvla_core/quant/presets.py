@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.quant.auto_choice import AutoChoice
-from omega_qvla_core.quant.recipe import FLOAT_BITS, Recipe, SideRecipe, WholeRecipe
+from omega_qvla_core.quant.recipe import FLOAT_BITS, INTEGER_MULTIPLIER, Recipe, SideRecipe, WholeRecipe
 from omega_qvla_core.quant.registry import unknown_name
 
 _EXECUTABLE = SideRecipe()
@@ -39,6 +39,10 @@ _STATIC_ABSMAX = SideRecipe(
 _STATIC_CLIP = replace(_STATIC_ABSMAX, scale_grid="fine", clip="mse")
 # Needs no calibration, so that a model of any size goes through layer by layer.
 _RTN = replace(_EXECUTABLE, smoothing=None, solver="rtn", scale_grid="paper", clip="absmax", per_step=False)
+# For large language towers, whose time is products: one integer sum per row, whatever the hardware calls it. The
+# action head is small, and its error is what the arm sees: it keeps a scale per group.
+_FAST_LANGUAGE = replace(_EXECUTABLE, activation="token", group=0)
+_FAST_MULTIPLIER = replace(_EXECUTABLE, activation="token", scale_format=INTEGER_MULTIPLIER)
 _FLOAT = replace(_EXECUTABLE, weight_bits=FLOAT_BITS, activation_bits=FLOAT_BITS, activation="none", clip="absmax")
 
 
@@ -51,6 +55,8 @@ PRESETS: dict[str, Recipe] = {
     for recipe in (
         _both("executable_w4a4", _EXECUTABLE),
         replace(_both("auto_w4a4", _EXECUTABLE), auto=AutoChoice()),
+        Recipe("fast_w4a4", _FAST_LANGUAGE, _EXECUTABLE),
+        Recipe("fast_multiplier_w4a4", _FAST_MULTIPLIER, _EXECUTABLE),
         Recipe("paper_w4a4", _PAPER_LANGUAGE, _PAPER_ACTION_HEAD),
         _both("w4a8", replace(_EXECUTABLE, activation_bits=8)),
         _both("w8a8", replace(_EXECUTABLE, weight_bits=8, activation_bits=8)),

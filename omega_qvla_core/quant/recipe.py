@@ -32,6 +32,13 @@ HESSIAN_WEIGHTS = ("uniform", "output_energy")
 UNQUANTIZED_DTYPES = ("bfloat16", "float32")
 _PART_BITS = (4, 8)
 
+FLOAT_SCALES = "float16"
+INTEGER_MULTIPLIER = "integer_multiplier"
+SCALE_FORMATS = (FLOAT_SCALES, INTEGER_MULTIPLIER)
+
+# Widest codes whose product with a multiplier of up to 16 fits into int8.
+_MULTIPLIED_BITS = 4
+
 
 @dataclass(frozen=True)
 class SideRecipe:
@@ -55,6 +62,8 @@ class SideRecipe:
         solver: ``rtn``, ``gptq``, ``blockwise_gptq``.
         group: Columns per weight scale; 0 for one scale per row.
         scale_grid: Multiples of the absmax scale that are tried: ``absmax``, ``paper``, ``fine``.
+        scale_format: ``float16`` (float32 where float16 would lose bits), or ``integer_multiplier``: a float32 scale
+            per row times an integer of 1 to 16 per group, so that a row is one integer sum of int8.
         damping: Fraction of the mean diagonal added to the Hessian.
         act_order: Whether ``gptq`` starts with the columns of the largest Hessian diagonal.
         hessian_weights: Weight of each denoise step's Gram matrix: ``uniform``, or ``output_energy`` for equal
@@ -82,6 +91,7 @@ class SideRecipe:
     solver: str = "gptq"
     group: int = 64
     scale_grid: str = "fine"
+    scale_format: str = FLOAT_SCALES
     damping: float = 0.05
     act_order: bool = True
     hessian_weights: str = "uniform"
@@ -298,6 +308,7 @@ def _check_names(recipe: SideRecipe) -> None:
     _check_choice("permutation_score", recipe.permutation_score, PERMUTATION_SCORES)
     _check_choice("solver", recipe.solver, SOLVERS)
     _check_choice("scale_grid", recipe.scale_grid, SCALE_GRIDS)
+    _check_choice("scale_format", recipe.scale_format, SCALE_FORMATS)
     _check_choice("hessian_weights", recipe.hessian_weights, HESSIAN_WEIGHTS)
     _check_choice("activation", recipe.activation, ACTIVATION_SCHEMES)
     _check_choice("clip", recipe.clip, CLIPS)
@@ -333,6 +344,11 @@ def _check_combinations(recipe: SideRecipe) -> None:
     if recipe.clip not in ACTIVATION_SCHEMES[recipe.activation].clips:
         valid = ", ".join(ACTIVATION_SCHEMES[recipe.activation].clips)
         raise ConfigError(f"recipe clip {recipe.clip!r} does not go with activation {recipe.activation!r}; use {valid}")
+    if recipe.scale_format == INTEGER_MULTIPLIER and (recipe.group == 0 or recipe.weight_bits > _MULTIPLIED_BITS):
+        raise ConfigError(
+            f"recipe scale_format {INTEGER_MULTIPLIER!r} has group {recipe.group} and weight_bits "
+            f"{recipe.weight_bits}; it needs groups (group at least 1) and at most {_MULTIPLIED_BITS} bits"
+        )
     if recipe.low_rank and recipe.output_rotation:
         raise ConfigError("recipe low_rank does not go with output_rotation; choose one of them")
     if recipe.output_rotation and recipe.shared_input:

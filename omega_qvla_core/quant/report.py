@@ -23,6 +23,7 @@ _HALF_BYTES = 2
 _PARTS = {
     "codes": "codes",
     "scales": "weight_scales",
+    "multipliers": "weight_scales",
     "smooth": "smoothing",
     "order": "permutation",
     "rotation": "input_rotation",

@@ -19,8 +19,9 @@ from omega_qvla_core.errors import StepContextError
 from omega_qvla_core.kernels import GroupedWeight, unpack_codes
 from omega_qvla_core.models.step_context import DenoiseStep, current_step
 from omega_qvla_core.quant.activation import ACTIVATION_SCHEMES, row_factors
-from omega_qvla_core.quant.recipe import SideRecipe
-from omega_qvla_core.quant.scales import spread_scales
+from omega_qvla_core.quant.multiplier import unpack_multipliers
+from omega_qvla_core.quant.recipe import INTEGER_MULTIPLIER, SideRecipe
+from omega_qvla_core.quant.scales import group_count, spread_scales
 from omega_qvla_core.quant.transform import InputTransform, unstack_blocks
 
 
@@ -66,6 +67,8 @@ class SiteSpec:
     def product_group(self) -> int:
         """Columns per integer sum."""
         group = min(self.recipe.group or self.in_features, self.in_features)
+        if self.recipe.scale_format == INTEGER_MULTIPLIER:
+            group = self.in_features
         if self.recipe.activation != "token_group":
             return group
         return min(group, self.recipe.activation_group)
@@ -74,7 +77,17 @@ class SiteSpec:
 def dequantized(spec: SiteSpec, tensors: Mapping[str, Tensor]) -> Tensor:
     """float32 ``[O, I]``: the weight that the codes stand for, in the transformed basis."""
     codes = unpack_codes(tensors["codes"], spec.recipe.weight_bits, spec.in_features)
-    return codes.float() * spread_scales(tensors["scales"].float(), spec.recipe.group, spec.in_features)
+    return codes.float() * spread_scales(group_scales(spec, tensors), spec.recipe.group, spec.in_features)
+
+
+def group_scales(spec: SiteSpec, tensors: Mapping[str, Tensor]) -> Tensor:
+    """float32 ``[O, G]``: the scale of every row and group."""
+    scales = tensors["scales"].float()
+    return scales if "multipliers" not in tensors else scales * _multipliers(spec, tensors).float()
+
+
+def _multipliers(spec: SiteSpec, tensors: Mapping[str, Tensor]) -> Tensor:
+    return unpack_multipliers(tensors["multipliers"], group_count(spec.in_features, spec.recipe.group))
 
 
 @dataclass
@@ -105,8 +118,8 @@ class QuantizedSite(nn.Module):
 
     Args:
         spec: What the site is.
-        tensors: Stored tensors by name: ``codes``, ``scales``, optionally ``smooth``, ``order``, ``rotation``,
-            ``rotation_tail``, ``output_rotation``, ``output_rotation_tail``, ``activation``, ``centre``,
+        tensors: Stored tensors by name: ``codes``, ``scales``, optionally ``multipliers``, ``smooth``, ``order``,
+            ``rotation``, ``rotation_tail``, ``output_rotation``, ``output_rotation_tail``, ``activation``, ``centre``,
             ``centre_bias``, ``bias``, ``low_rank_in`` ``[r, I]``, ``low_rank_out`` ``[O, r]``. They become buffers as
             they are, so that a pack holds exactly what runs.
     """
@@ -248,6 +261,10 @@ class QuantizedSite(nn.Module):
     def _grouped_weight(self, tensors: Mapping[str, Tensor]) -> GroupedWeight:
         spec = self.spec
         codes = unpack_codes(tensors["codes"], spec.recipe.weight_bits, spec.in_features)
+        if "multipliers" in tensors:
+            codes = codes * spread_scales(_multipliers(spec, tensors), spec.recipe.group, spec.in_features)
+            scales = tensors["scales"].float().expand(-1, group_count(spec.in_features, spec.product_group))
+            return GroupedWeight(codes, scales, spec.product_group, 8, spec.recipe.activation_bits)
         per_column = spread_scales(tensors["scales"].float(), spec.recipe.group, spec.in_features)
         return GroupedWeight(
             codes,
