@@ -40,6 +40,8 @@ class PolicySpec:
         num_steps: Denoise (flow-matching Euler) steps that the checkpoint was validated with.
         max_tokens: Longest prompt in tokens.
         quantization: Name of the recipe in the pack, ``none`` for an unquantized checkpoint.
+        action_modes: What each action is when it leaves the policy: ``absolute`` target, ``relative`` or ``velocity``.
+            Empty where nobody says.
     """
 
     name: str
@@ -53,6 +55,33 @@ class PolicySpec:
     num_steps: int
     max_tokens: int
     quantization: str = "none"
+    action_modes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RobotRequirements:
+    """The robot's side, as far as a checkpoint has to fit it.
+
+    Attributes:
+        name: Of the robot.
+        cameras: Camera keys that it publishes.
+        state_names: Proprioception entries that it measures, in any order.
+        action_names: Action entries that it takes, in any order.
+        control_hz: Rate of the chunk's steps.
+        execution_horizon_steps: Steps of a chunk that it executes before the next one.
+        position_targets: Whether it takes absolute position targets (a joint trajectory does).
+        delta_names: Action entries that are differences to the position measured at the observation, which the robot's
+            side adds.
+    """
+
+    name: str
+    cameras: tuple[str, ...]
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    control_hz: float
+    execution_horizon_steps: int = 1
+    position_targets: bool = True
+    delta_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ Job = TypeVar("Job")
 
 
 @dataclass(frozen=True)
-class InferenceResult:
+class InferenceResult(Generic[Job]):
     """Outcome of one job: a chunk or an error, never both. ``duration_s`` is wall time on the worker."""
 
     ticket: Ticket
+    job: Job
     chunk: ActionChunk | None
     error: Exception | None
     duration_s: float
@@ -49,7 +50,7 @@ class InferenceWorker(Generic[Job]):
         self._on_done = on_done
         self._monotonic = monotonic
         self._jobs: queue.Queue[tuple[Ticket, Job] | None] = queue.Queue(maxsize=1)
-        self._results: queue.SimpleQueue[InferenceResult] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[InferenceResult[Job]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._started_s: float | None = None
         self._abandoned = False
@@ -90,7 +91,7 @@ class InferenceWorker(Generic[Job]):
         with self._lock:
             self._abandoned = self._started_s is not None
 
-    def poll(self) -> InferenceResult | None:
+    def poll(self) -> InferenceResult[Job] | None:
         """The finished job's result, once; None if there is none."""
         try:
             return self._results.get_nowait()
@@ -119,6 +120,7 @@ class InferenceWorker(Generic[Job]):
                 error = caught
             with self._lock:
                 started_s = self._started_s if self._started_s is not None else self._monotonic()
-                self._results.put(InferenceResult(ticket, chunk, error, self._monotonic() - started_s, self._abandoned))
+                duration_s = self._monotonic() - started_s
+                self._results.put(InferenceResult(ticket, job, chunk, error, duration_s, self._abandoned))
                 self._started_s = None
             self._on_done()

@@ -77,6 +77,7 @@ class Motion:
         self._guard = guard
         self._limits = guard.limits
         self._period_ns = nanoseconds(contract.period_s)
+        self._chunk_period_ns = nanoseconds(1.0 / contract.chunk_rate_hz)
         self._plan: Plan | None = None
         self._holding = False
         self._hold_left = 0
@@ -162,15 +163,18 @@ class Motion:
         now_ns: int,
         measured: np.ndarray,
         velocity: np.ndarray | None = None,
+        observed: np.ndarray | None = None,
     ) -> None:
         """Make a finished chunk the commanded motion.
 
         Args:
             ticket: What the chunk was computed from.
-            chunk: Actions in the checkpoint's order.
+            chunk: Actions in the checkpoint's order and units.
             now_ns: Time at which the arm switches to it.
             measured: ``[joints]`` measured positions, where the motion begins if nothing is commanded yet.
             velocity: ``[joints]`` measured velocities with which it begins then; None: from rest.
+            observed: ``[joints]`` positions at the observation, to which actions that are deltas are added; None: as
+                ``measured``.
 
         Raises:
             ChunkDropped: It is void (another epoch or task) or came too late.
@@ -178,7 +182,7 @@ class Motion:
         """
         actions = np.asarray(chunk.actions, dtype=np.float64)
         if actions.ndim == 2 and actions.shape[1] == len(self._binding.action_entries):
-            actions = actions[:, self._binding.action_entries]
+            actions = self._binding.targets(actions, measured if observed is None else observed)
         self._guard.check_actions(actions, self._horizon)
         self._settle(now_ns)
         if self.braking:
@@ -208,8 +212,8 @@ class Motion:
         return measured_plan(now_ns, position, speed, self._period_ns)
 
     def shorten(self, now_ns: int, steps: int) -> None:
-        """End the plan ``steps`` control periods from now: what is left belongs to an older instruction."""
-        until_ns = now_ns + steps * self._period_ns
+        """End the plan ``steps`` steps of a chunk from now: what is left belongs to an older instruction."""
+        until_ns = now_ns + steps * self._chunk_period_ns
         if self._plan is not None and not self._holding and self._plan.end_ns > until_ns:
             self._plan = self._with_end(self._plan.committed(until_ns, now_ns - 2 * self._period_ns))
 

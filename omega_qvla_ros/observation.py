@@ -42,8 +42,8 @@ class Snapshot:
     stamp_ns: int
 
     def observation(self, images: Mapping[str, np.ndarray], instruction: str, binding: PolicyBinding) -> Observation:
-        """The policy's input, with the decoded images and the state in the checkpoint's order."""
-        return Observation(images=images, state=self.positions[binding.state_joints], instruction=instruction)
+        """The policy's input, with the decoded images and the state in the checkpoint's order and units."""
+        return Observation(images=images, state=binding.state(self.positions), instruction=instruction)
 
 
 @dataclass(frozen=True)

@@ -250,14 +250,21 @@ class PolicySession:
         observation = job.snapshot.observation(images, job.instruction, self._binding)
         return self.policy.infer(observation, seed=job.noise_seed)
 
-    def _use(self, result: InferenceResult, now_ns: int) -> bool:
+    def _use(self, result: InferenceResult[_Job], now_ns: int) -> bool:
         assert result.chunk is not None
         measured = self.buffer.joint_positions(now_ns)
         if measured is None or not (self._active and self.safety.may_move):
             self.scheduler.dropped["hold"] += 1
             return False
         try:
-            self.motion.on_chunk(result.ticket, result.chunk, now_ns, measured, self.buffer.joint_velocities())
+            self.motion.on_chunk(
+                result.ticket,
+                result.chunk,
+                now_ns,
+                measured,
+                self.buffer.joint_velocities(),
+                result.job.snapshot.positions,
+            )
         except ChunkDropped as dropped:
             self._chunk_dropped(dropped)
             return False

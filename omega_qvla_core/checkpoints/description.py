@@ -19,6 +19,7 @@ from omega_qvla_core.processing.normalization import NormStats
 from omega_qvla_core.processing.policy_config import PolicyConfig
 from omega_qvla_core.processing.policy_processor import PolicyProcessor
 from omega_qvla_core.processing.prompt.tokenizer import WordTokenizer
+from omega_qvla_core.processing.robot_setup import emitted_modes
 from omega_qvla_core.strict_json import check_keys, read_json, write_json
 
 FORMAT_VERSION = 1
@@ -99,6 +100,7 @@ class PolicyDescription:
             num_steps=self.policy.num_steps,
             max_tokens=self.model.max_token_len,
             quantization=quantization,
+            action_modes=emitted_modes(self.policy.action_modes),
         )
 
     def blank_observation(self) -> Observation:

@@ -18,7 +18,7 @@ from omega_qvla_core.processing.foundation_base import FoundationProcessor
 from omega_qvla_core.processing.gr00t_processor import MAX_PROMPT_TOKENS, Gr00tProcessor, Gr00tSizes
 from omega_qvla_core.processing.pi05_processor import Pi05Processor
 from omega_qvla_core.processing.prompt.text_tokenizer import TOKENIZER_FILE, TextTokenizer
-from omega_qvla_core.processing.robot_setup import OPENPI_SLOTS, RobotSetup
+from omega_qvla_core.processing.robot_setup import OPENPI_SLOTS, RobotSetup, emitted_modes
 from omega_qvla_core.processing.vector_normalizer import VectorNormalizer
 from omega_qvla_core.strict_json import check_keys, read_json, write_json
 
@@ -123,6 +123,7 @@ class FoundationDescription:
             num_steps=policy.num_steps or 0,
             max_tokens=max_tokens or _gr00t_tokens(policy, self.model),
             quantization=quantization,
+            action_modes=emitted_modes(policy.action_modes),
         )
 
     def blank_observation(self) -> Observation:

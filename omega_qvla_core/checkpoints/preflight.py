@@ -24,6 +24,7 @@ from omega_qvla_core.checkpoints.strict_loading import matching_names
 from omega_qvla_core.checkpoints.tensor_names import model_names
 from omega_qvla_core.checkpoints.weight_files import FLOATS, read_header
 from omega_qvla_core.errors import ConfigError, OmegaQVLAError
+from omega_qvla_core.policy_types import RobotRequirements
 from omega_qvla_core.processing.prompt.text_tokenizer import TextTokenizer
 from omega_qvla_core.processing.robot_setup import POSITION_MEANINGS, RobotSetup
 from omega_qvla_core.processing.vector_normalizer import VectorNormalizer
@@ -32,29 +33,6 @@ T = TypeVar("T")
 
 _FRAMEWORKS = {"openpi": "openpi", "lerobot": "lerobot", "nvidia": "gr00t"}
 MAX_CONTRACT_BYTES = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class RobotRequirements:
-    """The robot's side, as far as a checkpoint has to fit it.
-
-    Attributes:
-        name: Of the robot.
-        cameras: Camera keys that it publishes.
-        state_names: Proprioception entries that it measures, in any order.
-        action_names: Action entries that it takes, in any order.
-        control_hz: Rate at which it is commanded.
-        execution_horizon_steps: Steps of a chunk that it executes before the next one.
-        position_targets: Whether it takes absolute position targets (a joint trajectory does).
-    """
-
-    name: str
-    cameras: tuple[str, ...]
-    state_names: tuple[str, ...]
-    action_names: tuple[str, ...]
-    control_hz: float
-    execution_horizon_steps: int = 1
-    position_targets: bool = True
 
 
 @dataclass(frozen=True)
@@ -157,7 +135,7 @@ def requirement_rows(description: Description, requirements: RobotRequirements |
             f"{spec.control_hz:g} Hz",
             f"{wanted.control_hz:g} Hz" if wanted else "any",
             wanted is None or abs(spec.control_hz - wanted.control_hz) <= 1e-6 * wanted.control_hz,
-            f"set control_rate_hz of the contract to {spec.control_hz:g}",
+            f"set chunk.rate_hz (or control_rate_hz) of the contract to {spec.control_hz:g}",
         ),
         _number(
             "horizon",
@@ -196,16 +174,29 @@ def read_requirements(path: Path) -> RobotRequirements:
     rate, chunk = data.get("control_rate_hz"), data.get("chunk") or {}
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or rate <= 0:
         raise ConfigError(f"{path}: control_rate_hz is {rate!r}; it must be a positive number")
+    if isinstance(chunk, dict) and chunk.get("rate_hz") is not None:
+        rate = chunk["rate_hz"]
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or rate <= 0:
+            raise ConfigError(f"{path}: chunk.rate_hz is {rate!r}; it must be a positive number")
     steps = chunk.get("execution_horizon_steps", 4) if isinstance(chunk, dict) else None
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"{path}: chunk.execution_horizon_steps is {steps!r}; it must be at least 1")
+    checkpoint = data.get("checkpoint") or {}
+    mode = checkpoint.get("action_mode", "absolute") if isinstance(checkpoint, dict) else "absolute"
     return RobotRequirements(
         name=str(data.get("name", path.stem)),
         cameras=tuple(camera["key"] for camera in _entries(data, "cameras", "key", path)),
-        state_names=tuple(joint.get("state_name") or joint["name"] for joint in joints),
+        state_names=tuple(
+            joint.get("state_name") or joint["name"] for joint in joints if joint.get("in_state") is not False
+        ),
         action_names=tuple(joint.get("action_name") or joint["name"] for joint in joints),
         control_hz=float(rate),
         execution_horizon_steps=steps,
+        delta_names=tuple(
+            joint.get("action_name") or joint["name"]
+            for joint in joints
+            if (joint.get("action_mode") or mode) == "delta"
+        ),
     )
 
 
@@ -336,10 +327,18 @@ def _action_modes(description: Description, wanted: RobotRequirements | None) ->
     names, modes = description.spec().action_names, description.policy.action_modes
     found = ", ".join(f"{name} {mode}" for name, mode in zip(names, modes))
     needs_positions = wanted is not None and wanted.position_targets
-    bad = [name for name, mode in zip(names, modes) if mode not in POSITION_MEANINGS] if needs_positions else []
+    deltas = wanted.delta_names if wanted is not None else ()
+    # The contract adds the position to a relative entry that it calls delta, and to no other.
+    bad = [name for name, mode in zip(names, modes) if (mode in POSITION_MEANINGS) == (name in deltas)]
+    bad += [name for name, mode in zip(names, modes) if mode == "velocity" and name in deltas]
+    bad = bad if needs_positions else []
     expected = " or ".join(POSITION_MEANINGS) if needs_positions else "any"
+    if needs_positions and deltas:
+        expected += f"; relative: {', '.join(deltas)}"
     if isinstance(description, PolicyDescription):
         remedy = "correct policy.action_modes of config.json"
+    elif bad and bad[0] in deltas:
+        remedy = f"{bad[0]} needs no position added; set its action_mode in the contract to absolute"
     else:
         remedy = f"{bad[0] if bad else ''} is no position target; use a checkpoint trained on joint positions"
     return PreflightRow("action mode", found, expected, not bad, remedy if bad else "")

@@ -7,6 +7,7 @@ weights. Nothing of it is ever guessed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,12 @@ ActionMeaning = Literal["absolute", "delta", "relative", "velocity"]
 
 POSITION_MEANINGS = ("absolute", "delta")
 """Meanings whose result is an absolute position target, which is what a robot contract commands."""
+
+
+def emitted_modes(modes: Sequence[str]) -> tuple[str, ...]:
+    """What the actions are once the processing is done: a ``delta`` has had its position added by then."""
+    return tuple("absolute" if mode in POSITION_MEANINGS else mode for mode in modes)
+
 
 OPENPI_SLOTS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 

@@ -11,12 +11,12 @@ import torch
 from rclpy.node import Node
 
 from omega_qvla_core.checkpoints.folder import PACK_FILE, is_pack, resolve_folder
-from omega_qvla_core.checkpoints.preflight import preflight, read_requirements
+from omega_qvla_core.checkpoints.preflight import preflight
 from omega_qvla_core.checkpoints.weight_files import find_weights
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.policy_types import PolicySpec
 from omega_qvla_core.runtime import Policy
-from omega_qvla_ros.contract import RobotContract, check_policy, load_contract
+from omega_qvla_ros.contract import RobotContract, check_policy, load_contract, requirements
 from omega_qvla_ros.nodes.parameters import value
 from omega_qvla_ros.resources import resolve_contract
 from omega_qvla_ros.session import PolicyLike, SessionOptions
@@ -84,8 +84,8 @@ def load(node: Node, policy_loader: PolicyLoader) -> Loaded:
     Raises:
         OmegaQVLAError: Anything that is wrong; the message names it and the remedy.
     """
-    contract_path = resolve_contract(str(value(node, "contract")))
-    contract = load_contract(contract_path)
+    contract = load_contract(resolve_contract(str(value(node, "contract"))))
+    _check_supported(contract)
     control_rate_hz(node, contract)
     instruction(node, contract)
     folder = _checkpoint_folder(str(value(node, "checkpoint")))
@@ -94,7 +94,7 @@ def load(node: Node, policy_loader: PolicyLoader) -> Loaded:
     policy = policy_loader(folder, PolicyOptions(device=str(value(node, "device"))))
     spec = policy.spec
     check_policy(contract, spec)
-    preflight(folder, read_requirements(contract_path)).require()
+    preflight(folder, requirements(contract)).require()
     num_steps = int(value(node, "num_steps"))
     if num_steps not in (0, spec.num_steps):
         raise ConfigError(
@@ -112,6 +112,22 @@ def load(node: Node, policy_loader: PolicyLoader) -> Loaded:
         topics={camera.key: camera.topic for camera in contract.cameras},
         image_size={camera.key: (camera.height, camera.width) for camera in spec.cameras},
     )
+
+
+def _check_supported(contract: RobotContract) -> None:
+    """Refuse what the contract can say and this node does not do."""
+    types = [output.type for output in contract.outputs]
+    if types != ["joint_trajectory"]:
+        raise ConfigError(
+            f"contract {contract.name!r} has the outputs {', '.join(types)}; one joint_trajectory is sent"
+        )
+    for camera in contract.cameras:
+        if camera.transport != "raw" or camera.resize != "checkpoint":
+            raise ConfigError(f"camera {camera.key!r}: only transport raw with resize checkpoint is received")
+    if contract.limits.mode == "scale" or contract.safety.estop_topic or contract.robot_description.use == "required":
+        raise ConfigError(
+            f"contract {contract.name!r}: limits.mode scale, estop_topic, robot_description are not served"
+        )
 
 
 def control_rate_hz(node: Node, contract: RobotContract) -> float:

@@ -184,7 +184,7 @@ class PolicyNode(LifecycleNode):
     def _create_interfaces(self) -> None:
         assert self._session is not None and self._loaded is not None
         contract = self._session.contract
-        self._command = self.create_lifecycle_publisher(JointTrajectoryMsg, contract.command.topic, qos.COMMAND)
+        self._command = self.create_lifecycle_publisher(JointTrajectoryMsg, contract.outputs[0].name, qos.COMMAND)
         self._configured_entities.append(lambda: self.destroy_lifecycle_publisher(self._command))
         for camera in contract.cameras:
             subscription = self.create_subscription(
