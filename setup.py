@@ -57,6 +57,12 @@ ROS_REQUIREMENTS = [
     "numpy<2.3",
 ]
 
+# Bags: recording, replay, calibration from a bag. Works without ROS.
+TOOLS_REQUIREMENTS = [
+    "rosbags>=0.11,<0.12",  # bags/ ends an interrupted bag through the library's storage classes
+    "apsw>=3.40",  # comes with rosbags; its errors are caught
+]
+
 TEST_REQUIREMENTS = [
     "pytest>=7.4,<8.4",  # launch_testing and launch_pytest break on 8.4 and later
     "pytest-timeout>=2.2",
@@ -116,6 +122,7 @@ setup(
     install_requires=["setuptools", *CORE_REQUIREMENTS],
     extras_require={
         "ros": ROS_REQUIREMENTS,
+        "tools": TOOLS_REQUIREMENTS,
         "test": TEST_REQUIREMENTS,
         "dev": [*TEST_REQUIREMENTS, "ruff>=0.6"],
     },
@@ -125,7 +132,11 @@ setup(
             "policy_node = omega_qvla_ros.nodes.policy_node:main",
             "mujoco_bridge_node = omega_qvla_ros.nodes.mujoco_bridge_node:main",
             "episode_runner_node = omega_qvla_ros.nodes.episode_runner_node:main",
+            "recorder_node = omega_qvla_ros.nodes.recorder_node:main",
+            "omega-qvla-ros = omega_qvla_ros.cli:main",
             "demo = omega_qvla_ros.demo:main",
         ],
+        # Recordings that `omega-qvla quantize --calibration` reads; the library finds them without knowing ROS.
+        "omega_qvla.observation_sources": ["bag = omega_qvla_ros.bags.calibration:SOURCE"],
     },
 )

@@ -29,6 +29,10 @@ class InstructionError(ObservationError):
     """An instruction is empty or longer than the policy's prompt."""
 
 
+class RecordingError(OmegaQVLAError):
+    """A recording (bag, trace) is missing, cut off or damaged, lacks a topic, or cannot be written."""
+
+
 class QuantizationError(OmegaQVLAError):
     """A layer cannot be quantized as the recipe asks; nothing falls back silently."""
 

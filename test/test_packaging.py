@@ -31,6 +31,7 @@ OWN = {"omega_qvla_core", PACKAGE}
 THIRD_PARTY = {
     "PIL": ("pillow", "python3-pil"),
     "ament_index_python": ("ros-ament-index-python", "ament_index_python"),
+    "apsw": ("apsw", None),
     "cv2": ("opencv-python-headless", "python3-opencv"),
     "cv_bridge": ("cv-bridge", "cv_bridge"),
     "imageio": ("imageio", "python3-imageio"),
@@ -42,6 +43,7 @@ THIRD_PARTY = {
     "numpy": ("numpy", "python3-numpy"),
     "pydantic": ("pydantic", "python3-pydantic"),
     "rich": ("rich", "python3-rich"),
+    "rosbags": ("rosbags", None),
     "safetensors": ("safetensors", None),
     "tokenizers": ("tokenizers", None),
     "torch": ("torch", "python3-torch"),

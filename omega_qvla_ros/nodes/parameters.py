@@ -298,6 +298,35 @@ EPISODE_RUNNER_NODE = (
     ),
 )
 
+RECORDER_NODE = (
+    ParameterSpec("contract", "tabletop", "Robot contract: a YAML file or a shipped robot's name."),
+    ParameterSpec(
+        "bag",
+        "",
+        "Folder of the bag; empty is the robot's name with the time. One that exists gets a number behind its name.",
+        when=When.LIVE,
+    ),
+    ParameterSpec("storage", "mcap", "File format of the bag: mcap or sqlite3."),
+    ParameterSpec("policy_node", "policy_node", "Name of the policy node, relative to the namespace."),
+    ParameterSpec("record_on_start", True, "Begin at once; false waits for ~/start."),
+    ParameterSpec(
+        "max_queued_mb",
+        256,
+        "Messages that may wait for the disk, in MB; what comes beyond is dropped and counted.",
+        "4.6 s of two raw cameras with 640x480 px at 30 Hz",
+        minimum=1,
+        maximum=16384,
+    ),
+    ParameterSpec(
+        "min_free_mb",
+        500,
+        "Recording ends, with a complete bag, when the disk has less left, in MB.",
+        "9 s of the same cameras, and room for the system's own logs",
+        minimum=1,
+        maximum=1000000,
+    ),
+)
+
 
 def declare(node: Node, specs: Sequence[ParameterSpec]) -> list[str]:
     """Declare every parameter of a table; values from files and the command line are checked against the ranges.

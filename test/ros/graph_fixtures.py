@@ -86,7 +86,7 @@ class Graph:
     def start(
         self, module: str, parameters: dict[str, object], remappings: dict[str, str] | None = None
     ) -> NodeProcess:
-        log = self.folder / f"{len(self.processes)}_{module.rsplit('.', 1)[1]}.log"
+        log = self.folder / f"{len(self.processes)}_{module.rsplit('.', 1)[-1]}.log"
         self.processes.append(NodeProcess(module, self.environment, log, parameters, remappings))
         return self.processes[-1]
 

@@ -20,6 +20,7 @@ TABLES = {
     "policy_node": parameters.POLICY_NODE,
     "mujoco_bridge_node": parameters.MUJOCO_BRIDGE_NODE,
     "episode_runner_node": parameters.EPISODE_RUNNER_NODE,
+    "recorder_node": parameters.RECORDER_NODE,
 }
 
 

@@ -1,0 +1,226 @@
+"""A bag as the policy node would have seen it: the same buffer, decoding and joint order, message by message.
+
+Messages pass through ``ObservationBuffer`` in the order in which they were recorded. Every image that completes a newer
+set of samples gives a ``Moment``; its observation is decoded when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from omega_qvla_core.errors import ObservationError, RecordingError
+from omega_qvla_core.policy_types import Observation, PolicySpec
+from omega_qvla_ros import image_decoding
+from omega_qvla_ros.bags.reader import Bag, BagMessage, resolve_topic
+from omega_qvla_ros.contract import CameraContract, PolicyBinding, RobotContract, check_policy
+from omega_qvla_ros.observation import NotReady, ObservationBuffer, Snapshot
+from omega_qvla_ros.splines import NS_PER_S
+
+IMAGE_TYPE = "sensor_msgs/msg/Image"
+JOINT_STATE_TYPE = "sensor_msgs/msg/JointState"
+STRING_TYPE = "std_msgs/msg/String"
+STATUS_TYPES = ("diagnostic_msgs/msg/DiagnosticStatus", "diagnostic_msgs/msg/DiagnosticArray")
+OTHER_CLOCK_NS = 10 * NS_PER_S
+"""A recorder whose clock is further from the stamps than this had another clock: wall time beside simulated time."""
+PROGRESS_EVERY = 50
+"""Messages between two reports of progress."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PlaybackOptions:
+    """How a bag is matched with a contract.
+
+    Attributes:
+        namespace: Namespace of the robot in the bag.
+        remaps: Contract's topic -> recorded topic.
+        instruction: What the arm is told; empty: as recorded on ``~/instruction``, ``~/status`` or ``/diagnostics``,
+            else the contract's default.
+    """
+
+    namespace: str = ""
+    remaps: Mapping[str, str] = field(default_factory=dict)
+    instruction: str = ""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One consistent set of samples, at the image that completed it.
+
+    Attributes:
+        snapshot: Samples as the buffer gave them; images are undecoded messages.
+        instruction: What the arm was told then.
+        now_ns: Time of the node's clock at that moment.
+    """
+
+    snapshot: Snapshot
+    instruction: str
+    now_ns: int
+
+
+class Playback:
+    """One bag with one contract and one checkpoint.
+
+    Args:
+        bag: Open bag.
+        contract: The robot that was recorded.
+        spec: The checkpoint that is to see it.
+        options: Names and instruction.
+
+    Attributes:
+        refused: Reason -> number of images and joint states that the node would have refused.
+
+    Raises:
+        ConfigError: Contract and checkpoint do not fit.
+        RecordingError: A topic of the contract is not in the bag.
+    """
+
+    def __init__(
+        self, bag: Bag, contract: RobotContract, spec: PolicySpec, options: PlaybackOptions | None = None
+    ) -> None:
+        self.bag = bag
+        self.contract = contract
+        self.binding: PolicyBinding = check_policy(contract, spec)
+        self._options = options or PlaybackOptions()
+        self._sizes = {camera.key: (camera.height, camera.width) for camera in spec.cameras}
+        where = f"the contract {contract.name!r}"
+        self._cameras: dict[str, CameraContract] = {}
+        for camera in contract.cameras:
+            self._cameras[self._resolve(camera.topic, IMAGE_TYPE, f"camera {camera.key!r} of {where}")] = camera
+        self.joint_topic = self._resolve(contract.sensors.joint_states_topic, JOINT_STATE_TYPE, where)
+        self._told = self._instruction_topics()
+        self.refused: dict[str, int] = {}
+
+    def _resolve(self, topic: str, msgtype: str, where: str) -> str:
+        return resolve_topic(self.bag, topic, msgtype, where, self._options.namespace, self._options.remaps)
+
+    def _instruction_topics(self) -> dict[str, str]:
+        """Topics that say what the arm is told, with their types."""
+        if self._options.instruction:
+            return {}
+        prefix = f"/{self._options.namespace.strip('/')}/" if self._options.namespace.strip("/") else "/"
+        return {
+            topic.name: topic.msgtype
+            for topic in self.bag.topics.values()
+            if (topic.msgtype == STRING_TYPE and topic.name.endswith("/instruction") and topic.name.startswith(prefix))
+            or topic.msgtype in STATUS_TYPES
+        }
+
+    def moments(self, progress: Progress | None = None) -> Iterator[Moment]:
+        """Every new consistent set of samples.
+
+        Args:
+            progress: Called with (messages read, messages in these topics).
+
+        Raises:
+            RecordingError: The bag is damaged, or nobody says what the arm was told.
+        """
+        buffer = ObservationBuffer(self.contract)
+        self.refused = {}
+        told = _Told(self._options.instruction or self.contract.default_instruction, self._options.namespace)
+        clock = _Clock()
+        topics = {*self._cameras, self.joint_topic, *self._told}
+        total = self.bag.count(topics)
+        newest_ns = -1
+        for number, recorded in enumerate(self.bag.messages(topics), 1):
+            if progress is not None and (number % PROGRESS_EVERY == 0 or number == total):
+                progress(number, total)
+            if recorded.topic in self._told:
+                told.hear(recorded.message, self._told[recorded.topic])
+                continue
+            now_ns = clock.now_ns(recorded)
+            self._feed(buffer, recorded, now_ns)
+            if recorded.topic not in self._cameras or not told.instruction:
+                continue
+            snapshot = buffer.assemble(now_ns)
+            if isinstance(snapshot, NotReady) or snapshot.stamp_ns <= newest_ns:
+                continue
+            newest_ns = snapshot.stamp_ns
+            yield Moment(snapshot, told.instruction, now_ns)
+        for kind, count in buffer.counters.items():
+            self.refused[kind] = self.refused.get(kind, 0) + count
+        if not told.instruction:
+            raise RecordingError(
+                f"{self.bag.path} does not say what the arm was told: no message on ~/instruction, ~/status or "
+                "/diagnostics has it, and the contract has no default_instruction; give --instruction"
+            )
+
+    def _feed(self, buffer: ObservationBuffer, recorded: BagMessage, now_ns: int) -> None:
+        message, stamp_ns = recorded.message, header_ns(recorded.message)
+        if recorded.topic == self.joint_topic:
+            buffer.add_joints(message.name, message.position, stamp_ns, now_ns)
+            return
+        camera = self._cameras[recorded.topic]
+        try:
+            image_decoding.check_image(message, camera.topic, *self._sizes[camera.key])
+        except ObservationError as error:
+            buffer.refuse_image(camera.key, str(error))
+            return
+        buffer.add_image(camera.key, message, stamp_ns, now_ns)
+
+    def observation(self, moment: Moment) -> Observation:
+        """Decode a moment into what the policy gets."""
+        images = {key: image_decoding.image_to_rgb(image, key) for key, image in moment.snapshot.images.items()}
+        return moment.snapshot.observation(images, moment.instruction, self.binding)
+
+
+def header_ns(message: Any) -> int:
+    """Stamp of a message's header in ns."""
+    return int(message.header.stamp.sec) * NS_PER_S + int(message.header.stamp.nanosec)
+
+
+class _Clock:
+    """The node's clock at a recorded message: the recorder's, unless that was another clock than the stamps'."""
+
+    def __init__(self) -> None:
+        self._stamps_only: bool | None = None
+        self._newest_ns = 0
+
+    def now_ns(self, recorded: BagMessage) -> int:
+        stamp_ns = header_ns(recorded.message)
+        if self._stamps_only is None and stamp_ns:
+            self._stamps_only = abs(recorded.log_ns - stamp_ns) > OTHER_CLOCK_NS
+        if not self._stamps_only:
+            return recorded.log_ns
+        self._newest_ns = max(self._newest_ns, stamp_ns)
+        return self._newest_ns
+
+
+class _Told:
+    """The instruction in force. The newest of all topics counts."""
+
+    def __init__(self, instruction: str, namespace: str) -> None:
+        self.instruction = instruction
+        self._prefix = f"{namespace.strip('/')}/" if namespace.strip("/") else ""
+
+    def hear(self, message: Any, msgtype: str) -> None:
+        if msgtype == STRING_TYPE:
+            self._set(message.data)
+        elif msgtype == STATUS_TYPES[0]:
+            self._status(message)
+        else:
+            for status in message.status:
+                self._status(status)
+
+    def _status(self, status: Any) -> None:
+        # "<namespace>/<node>: policy", as the policy node names its own status.
+        if status.name.endswith(": policy") and status.name.startswith(self._prefix):
+            for pair in status.values:
+                if pair.key == "instruction":
+                    self._set(pair.value)
+
+    def _set(self, instruction: str) -> None:
+        if instruction.strip():
+            self.instruction = instruction
+
+
+def evenly(count: int, wanted: int) -> np.ndarray:
+    """Indices of ``wanted`` of ``count`` things, spread evenly over them; all if there are not more."""
+    if count <= wanted:
+        return np.arange(count)
+    return (2 * np.arange(wanted) + 1) * count // (2 * wanted)

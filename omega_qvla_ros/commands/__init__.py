@@ -1,0 +1,1 @@
+"""The verbs of ``omega-qvla-ros``; none of them needs ROS."""
