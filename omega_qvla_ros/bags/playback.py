@@ -16,14 +16,11 @@ from omega_qvla_core.errors import ObservationError, RecordingError
 from omega_qvla_core.policy_types import Observation, PolicySpec
 from omega_qvla_ros import image_decoding
 from omega_qvla_ros.bags.reader import Bag, BagMessage, resolve_topic
+from omega_qvla_ros.bags.topics import IMAGE_TYPES, JOINT_STATE_TYPE, STATUS_TYPES, STRING_TYPE
 from omega_qvla_ros.contract import CameraContract, PolicyBinding, RobotContract, check_policy
 from omega_qvla_ros.observation import NotReady, ObservationBuffer, Snapshot
 from omega_qvla_ros.splines import NS_PER_S
 
-IMAGE_TYPE = "sensor_msgs/msg/Image"
-JOINT_STATE_TYPE = "sensor_msgs/msg/JointState"
-STRING_TYPE = "std_msgs/msg/String"
-STATUS_TYPES = ("diagnostic_msgs/msg/DiagnosticStatus", "diagnostic_msgs/msg/DiagnosticArray")
 OTHER_CLOCK_NS = 10 * NS_PER_S
 """A recorder whose clock is further from the stamps than this had another clock: wall time beside simulated time."""
 PROGRESS_EVERY = 50
@@ -91,7 +88,8 @@ class Playback:
         where = f"the contract {contract.name!r}"
         self._cameras: dict[str, CameraContract] = {}
         for camera in contract.cameras:
-            self._cameras[self._resolve(camera.topic, IMAGE_TYPE, f"camera {camera.key!r} of {where}")] = camera
+            msgtype = IMAGE_TYPES[camera.transport]
+            self._cameras[self._resolve(camera.topic, msgtype, f"camera {camera.key!r} of {where}")] = camera
         self.joint_topic = self._resolve(contract.sensors.joint_states_topic, JOINT_STATE_TYPE, where)
         self._told = self._instruction_topics()
         self.refused: dict[str, int] = {}

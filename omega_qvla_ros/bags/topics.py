@@ -6,6 +6,14 @@ from omega_qvla_ros.bags.writer import RecordedTopic
 from omega_qvla_ros.contract import RobotContract
 
 DIAGNOSTICS = "/diagnostics"
+IMAGE_TYPES = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
+"""By the transport of the contract's camera."""
+JOINT_STATE_TYPE = "sensor_msgs/msg/JointState"
+COMMAND_TYPE = "trajectory_msgs/msg/JointTrajectory"
+STRING_TYPE = "std_msgs/msg/String"
+STATUS_TYPES = ("diagnostic_msgs/msg/DiagnosticStatus", "diagnostic_msgs/msg/DiagnosticArray")
+_OUTPUT_TYPES = {"joint_trajectory": COMMAND_TYPE, "float64_multi_array": "std_msgs/msg/Float64MultiArray"}
+"""Outputs that are topics. Goals of actions are no topic: the windows in ~/dry_run and the trace tell what was sent."""
 
 
 def recorded_topics(contract: RobotContract, policy_node: str = "policy_node") -> tuple[RecordedTopic, ...]:
@@ -15,17 +23,14 @@ def recorded_topics(contract: RobotContract, policy_node: str = "policy_node") -
         contract: The robot.
         policy_node: Name of the policy node, relative to the namespace.
     """
-    command = "trajectory_msgs/msg/JointTrajectory"
-    text = "std_msgs/msg/String"
+    outputs = {output.name: _OUTPUT_TYPES[output.type] for output in contract.outputs if output.type in _OUTPUT_TYPES}
     return (
-        *(RecordedTopic(camera.topic, "sensor_msgs/msg/Image") for camera in contract.cameras),
-        RecordedTopic(contract.sensors.joint_states_topic, "sensor_msgs/msg/JointState"),
-        RecordedTopic(contract.command.topic, command, reliable=True),
-        RecordedTopic(f"{policy_node}/dry_run/{contract.command.topic}", command, reliable=True),
-        RecordedTopic(f"{policy_node}/instruction", text, reliable=True),
-        RecordedTopic(
-            f"{policy_node}/status", "diagnostic_msgs/msg/DiagnosticStatus", reliable=True, transient_local=True
-        ),
-        RecordedTopic(DIAGNOSTICS, "diagnostic_msgs/msg/DiagnosticArray", reliable=True),
-        RecordedTopic("robot_description", text, reliable=True, transient_local=True),
+        *(RecordedTopic(camera.topic, IMAGE_TYPES[camera.transport]) for camera in contract.cameras),
+        RecordedTopic(contract.sensors.joint_states_topic, JOINT_STATE_TYPE),
+        *(RecordedTopic(name, msgtype, reliable=True) for name, msgtype in outputs.items()),
+        RecordedTopic(f"{policy_node}/dry_run/joint_trajectory", COMMAND_TYPE, reliable=True),
+        RecordedTopic(f"{policy_node}/instruction", STRING_TYPE, reliable=True),
+        RecordedTopic(f"{policy_node}/status", STATUS_TYPES[0], reliable=True, transient_local=True),
+        RecordedTopic(DIAGNOSTICS, STATUS_TYPES[1], reliable=True),
+        RecordedTopic("robot_description", STRING_TYPE, reliable=True, transient_local=True),
     )
