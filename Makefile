@@ -51,7 +51,9 @@ $(VENV)/.installed: setup.py setup.cfg constraints.txt scripts/check_machine.py
 	@# Alone and without dependencies, so that one look-up is all that an unreachable index can cost.
 	$(BIN)/pip install --retries 1 --timeout 20 --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
 	@echo "Installing ROS 2, MuJoCo and the Python libraries (about 350 MB, a minute on a fast line) ..."
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --use-pep517 --editable ".[ros,tools,dev]"
+	@# A CUDA build of torch has brought the triton that it needs; only the CPU build leaves the choice to the pin.
+	grep $(if $(TORCH_INDEX),'',-v '^triton==') constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt --no-build-isolation --use-pep517 --editable ".[ros,tools,dev]"
 	@touch $@
 
 $(VENV)/.linked: $(VENV)/.installed package.xml scripts/link_data_files.py $(shell find launch config scripts/executables)

@@ -63,10 +63,14 @@ TOOLS_REQUIREMENTS = [
     "apsw>=3.40",  # comes with rosbags; its errors are caught
 ]
 
+# Kernels for NVIDIA GPUs. Optional: CUDA builds of torch bring the release that they were made with.
+GPU_REQUIREMENTS = ["triton>=3.3,<4 ; sys_platform == 'linux'"]
+
 TEST_REQUIREMENTS = [
     "pytest>=7.4,<8.4",  # launch_testing and launch_pytest break on 8.4 and later
     "pytest-timeout>=2.2",
     "hypothesis>=6.98",
+    *GPU_REQUIREMENTS,  # the kernels run in Triton's interpreter, and are compiled for GPUs that are not there
 ]
 
 
@@ -123,6 +127,7 @@ setup(
     extras_require={
         "ros": ROS_REQUIREMENTS,
         "tools": TOOLS_REQUIREMENTS,
+        "gpu": GPU_REQUIREMENTS,
         "test": TEST_REQUIREMENTS,
         "dev": [*TEST_REQUIREMENTS, "ruff>=0.6"],
     },

@@ -39,3 +39,7 @@ class QuantizationError(OmegaQVLAError):
 
 class StepContextError(OmegaQVLAError):
     """A per-step quantized layer ran outside the denoise loop, or with another number of steps than calibrated."""
+
+
+class EngineError(OmegaQVLAError):
+    """A static engine does not take this model or these inputs; the model itself does."""

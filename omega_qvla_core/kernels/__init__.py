@@ -1,11 +1,14 @@
 """Backends that multiply quantized activations with quantized weights, behind one interface.
 
-``backend("reference")`` dequantizes and multiplies floats; ``backend("cpu")`` multiplies integer codes.
+``backend("reference")`` dequantizes and multiplies floats; ``backend("cpu")`` multiplies integer codes;
+``backend("triton")`` does so on a GPU, and needs the package triton.
 """
 
 from __future__ import annotations
 
 import difflib
+from importlib import import_module
+from importlib.util import find_spec
 
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.kernels.base import Backend, GroupedWeight
@@ -27,14 +30,31 @@ __all__ = [
 
 BACKENDS: dict[str, Backend] = {one.name: one for one in (ReferenceBackend(), CpuBackend())}
 
+TRITON = "triton"
+
 
 def backend(name: str) -> Backend:
     """The backend of that name.
 
     Raises:
-        ConfigError: There is none; the message names the nearest one.
+        ConfigError: There is none (the message names the nearest one), or the package triton is not installed.
     """
+    if name == TRITON:
+        return _triton_backend()
     if name not in BACKENDS:
         near = difflib.get_close_matches(name, BACKENDS, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"backend {name!r} does not exist; did you mean {near!r}? Backends: {', '.join(BACKENDS)}")
+        raise ConfigError(f"backend {name!r} does not exist; did you mean {near!r}? Backends: {_names()}")
     return BACKENDS[name]
+
+
+def _triton_backend() -> Backend:
+    if find_spec("triton") is None:
+        raise ConfigError(
+            "backend 'triton' needs the package triton, which is not installed; install omega_qvla_ros[gpu], "
+            "or use backend 'cpu'"
+        )
+    return import_module("omega_qvla_core.kernels.triton_kernels.backend").TritonBackend()
+
+
+def _names() -> str:
+    return ", ".join((*BACKENDS, TRITON))

@@ -15,10 +15,12 @@ from omega_qvla_core.checkpoints.folder import is_pack, load_checkpoint, resolve
 from omega_qvla_core.checkpoints.layouts import detect
 from omega_qvla_core.checkpoints.loading import Description, load_foundation, read_headers
 from omega_qvla_core.checkpoints.strict_loading import compute_dtype
-from omega_qvla_core.errors import CheckpointError, ConfigError
+from omega_qvla_core.errors import CheckpointError, ConfigError, EngineError
 from omega_qvla_core.policy_types import ActionChunk, Observation
+from omega_qvla_core.processing.policy_processor import ModelInputs
 from omega_qvla_core.processing.robot_setup import RobotSetup
 from omega_qvla_core.quant.pack import read_pack, save_pack
+from omega_qvla_core.runtime.engine import Engine, build_engine, check_engine
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ class Policy:
         description: Configuration, statistics and vocabulary that belong to it.
         device: Where to compute, such as ``cpu`` or ``cuda``.
         quantization: Name of the recipe, ``none`` for unquantized weights.
+        engine: ``auto`` to run through a static engine where there is one for the model and the device, ``off`` to run
+            the model itself. An engine copies the weights at the first inference: see ``rebuild_engine``.
 
     Attributes:
         model: The network, in evaluation mode on ``device``.
@@ -49,12 +53,17 @@ class Policy:
         description: Description,
         device: str | torch.device = "cpu",
         quantization: str = "none",
+        engine: str = "auto",
     ) -> None:
         self.device = _device(device)
         self.model = model.to(self.device).eval()
         self.description = description
         self.processor = description.processor()
         self.spec = description.spec(quantization)
+        self._engine_choice = check_engine(engine)
+        self._engine: Engine | None = None
+        self._engine_built = False
+        self._refusals: set[str] = set()
 
     @classmethod
     def load(
@@ -101,7 +110,19 @@ class Policy:
             model: Of the same sizes.
             quantization: Name of the recipe, ``none`` for unquantized weights.
         """
-        return type(self)(model, self.description, self.device, quantization)
+        return type(self)(model, self.description, self.device, quantization, self._engine_choice)
+
+    @property
+    def engine(self) -> Engine | None:
+        """The static engine that inferences run through, built when first asked for; None where there is none."""
+        if not self._engine_built:
+            self._engine = build_engine(self.model, self.device) if self._engine_choice == "auto" else None
+            self._engine_built = True
+        return self._engine
+
+    def rebuild_engine(self) -> None:
+        """Forget the engine; the next inference makes a new one. Needed after the model's weights changed."""
+        self._engine, self._engine_built = None, False
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that ``load`` reads: a checkpoint, or a pack if the policy is quantized."""
@@ -147,11 +168,24 @@ class Policy:
         """
         inputs = self.processor.prepare(observations, self.device)
         start = self.noise(len(observations), seeds) if noise is None else self._given_noise(noise, len(observations))
-        prefix = inputs.embed(self.model)
-        actions = self.model.sample_actions(prefix, start.to(self.device), self.spec.num_steps)
+        actions = self._sample(inputs, start.to(self.device))
         targets = self.processor.targets(actions.cpu().numpy(), inputs.measured)
         period_s = 1.0 / self.spec.control_hz
         return [ActionChunk(rows, period_s, self.spec.first_action_delay_s) for rows in targets]
+
+    def _sample(self, inputs: ModelInputs, noise: torch.Tensor) -> torch.Tensor:
+        """Actions float32 ``[B, H, A]``, through the engine where there is one that takes these inputs."""
+        engine = self.engine
+        if engine is not None:
+            try:
+                engine.bucket(inputs, self.spec.num_steps)
+            except EngineError as error:
+                if str(error) not in self._refusals:
+                    self._refusals.add(str(error))
+                    logger.warning("the %s engine is not used: %s", engine.name, error)
+            else:
+                return engine.run(inputs, noise, self.spec.num_steps)
+        return self.model.sample_actions(inputs.embed(self.model), noise, self.spec.num_steps)
 
     def noise(self, count: int, seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Start noise float32 ``[count, horizon, model's action width]``, the same on every device.

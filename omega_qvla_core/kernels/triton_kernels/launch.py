@@ -1,0 +1,224 @@
+"""Launching the products: which block sizes, how many shares of K."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from omega_qvla_core.kernels.triton_kernels import large_gemm as large
+from omega_qvla_core.kernels.triton_kernels import small_gemm as small
+from omega_qvla_core.kernels.triton_kernels.layout import BLOCK_OUT, round_up
+from omega_qvla_core.kernels.triton_kernels.weights import FLOAT_BITS, LargeWeight, SmallWeight
+
+MIN_TOKENS = 16
+"""Fewest tokens of a block: the narrowest side that every GPU's int8 product takes."""
+MOST_SMALL_TOKENS = 64
+"""A weight that more tokens share is read through ``large_gemm``."""
+_PROGRAMS = 128
+"""Programs that fill the GPUs this is for (an H100 has 132 multiprocessors)."""
+_MOST_SHARES = 8
+
+
+def token_block(tokens: int) -> int:
+    """Tokens of a block of ``small_gemm``: 16, 32 or 64."""
+    return min(max(triton.next_power_of_2(tokens), MIN_TOKENS), MOST_SMALL_TOKENS)
+
+
+def padded_tokens(tokens: int) -> int:
+    """Rows that buffers of that many tokens need."""
+    return round_up(tokens, token_block(tokens))
+
+
+def shares(weight: SmallWeight) -> int:
+    """Shares of K that fill the GPU; each is a whole number of integer sums."""
+    units = weight.blocks if weight.groups == 1 else weight.groups
+    wanted = max(1, _PROGRAMS // weight.row_tiles)
+    return max(share for share in (1, 2, 4, _MOST_SHARES) if share <= min(wanted, units))
+
+
+@dataclass(frozen=True)
+class GatedCodes:
+    """What ``small_linear`` needs to code a gated product: see ``small_gemm``."""
+
+    scales: Tensor
+    factor: Tensor
+    vector: Tensor
+    rotation: Tensor
+    high: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What ``small_linear`` needs to turn queries and keys: see ``small_gemm``.
+
+    Attributes:
+        cos: float32 ``[T padded, head_dim / 2]``.
+        sin: Same shape.
+        cache: ``[T padded, keys and values]``, the rows of the cache that the tokens get.
+        query_width: Columns of queries, a multiple of 64.
+        key_width: Columns of keys.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    cache: Tensor
+    query_width: int
+    key_width: int
+
+
+def small_linear(
+    x: Tensor,
+    sx: Tensor | None,
+    weight: SmallWeight,
+    out: Tensor,
+    epilogue: int = small.STORE,
+    *,
+    silu: bool = False,
+    coded: GatedCodes | None = None,
+    turn: Turn | None = None,
+    stages: int = 4,
+    warps: int = 4,
+) -> None:
+    """``out = x W^T`` for up to a few blocks of tokens.
+
+    Args:
+        x: int8 codes (bfloat16 for such a weight) ``[T padded, columns]``.
+        sx: float32 ``[G, T padded]``, or ``[1, T padded]``; None for bfloat16.
+        weight: The weight.
+        out: ``[T padded, O padded]``; ``[shares, T padded, O padded]`` for PARTIAL; int32 ``[G, ...]`` for SUMS.
+        epilogue: See ``small_gemm``.
+        silu: Activation of a gated product, else tanh-GELU.
+        coded: For GATED_CODES.
+        turn: For ROTARY.
+        stages: Loads in flight.
+        warps: Per program.
+    """
+    tokens = x.shape[0]
+    block = token_block(tokens)
+    groups, blocks = weight.groups, weight.blocks
+    if epilogue == small.SUMS:
+        count, unit, units = groups, blocks // groups, 1
+    elif groups == 1:
+        count = out.shape[0] if epilogue == small.PARTIAL else 1
+        unit, units = triton.cdiv(blocks, count), 1
+    else:
+        count = out.shape[0] if epilogue == small.PARTIAL else 1
+        unit, units = blocks // groups, triton.cdiv(groups, count)
+    scaled = weight.bits != FLOAT_BITS
+    spare = out if coded is None else coded.scales
+    small.small_gemm[(weight.row_tiles, count, tokens // block)](
+        x,
+        sx if scaled else spare,
+        weight.tiles,
+        weight.scales if scaled else spare,
+        spare if weight.bias is None else weight.bias,
+        out,
+        spare,
+        spare if coded is None else coded.factor,
+        spare if coded is None else coded.vector,
+        spare if coded is None else coded.rotation,
+        spare if turn is None else turn.cos,
+        spare if turn is None else turn.sin,
+        spare if turn is None else turn.cache,
+        tokens,
+        out.shape[-1],
+        blocks,
+        x.stride(0),
+        sx.stride(0) if scaled and sx.shape[0] > 1 else 0,
+        weight.gate_tiles,
+        0 if turn is None else turn.query_width,
+        0 if turn is None else turn.query_width + turn.key_width,
+        0 if turn is None else turn.cache.stride(0),
+        BLOCK_OUT=BLOCK_OUT,
+        BLOCK_TOKENS=block,
+        BLOCK_IN=weight.block_in,
+        BITS=weight.bits,
+        UNIT=unit,
+        UNITS=units,
+        GROUPS=groups,
+        SCALED=scaled,
+        EPILOGUE=epilogue,
+        HAS_BIAS=weight.bias is not None,
+        SILU=silu,
+        HIGH=7 if coded is None else coded.high,
+        HALF_DIM=1 if turn is None else turn.cos.shape[1],
+        STAGES=stages,
+        num_warps=warps,
+    )
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Block sizes of ``large_gemm``."""
+
+    tokens: int = 128
+    out: int = 128
+    inner: int = 128
+    warps: int = 8
+    stages: int = 3
+    swizzle: int = 8
+
+
+def large_linear(
+    x: Tensor,
+    sx: Tensor | None,
+    weight: LargeWeight,
+    out: Tensor,
+    activation: int = large.NO_ACTIVATION,
+    residual: Tensor | None = None,
+    blocks: Blocks = Blocks(),
+) -> None:
+    """``out = activation(x W^T + bias) + residual``.
+
+    Args:
+        x: int8 codes (bfloat16 for such a weight) ``[T, columns]``.
+        sx: float32 ``[G or 1, T]`` or longer rows; None for bfloat16.
+        weight: The weight.
+        out: ``[T, O]``.
+        activation: See ``large_gemm``; a gated one for a gated weight.
+        residual: Of the layout of ``out``; may be ``out``.
+        blocks: Block sizes; ``inner`` counts for one scale per row only.
+    """
+    tokens, grouped, scaled = x.shape[0], weight.groups > 1, weight.bits != FLOAT_BITS
+    inner = (64 if weight.group % 128 else 128) if grouped or weight.bits <= 4 else blocks.inner
+    if grouped and weight.group != inner:
+        raise ValueError(f"groups of {weight.group} columns are not executed for many tokens; use 64, 128 or rows")
+    grid = (triton.cdiv(tokens, blocks.tokens) * triton.cdiv(weight.outputs, blocks.out),)
+    large.large_gemm[grid](
+        x,
+        sx if scaled else out,
+        weight.rows,
+        weight.scales if scaled else out,
+        out if weight.bias is None else weight.bias,
+        out if residual is None else residual,
+        out,
+        tokens,
+        weight.outputs,
+        weight.columns // inner,
+        x.stride(0),
+        weight.rows.stride(0),
+        sx.stride(0) if scaled and sx.shape[0] > 1 else 0,
+        weight.scales.stride(0) if scaled else 0,
+        out.stride(0),
+        weight.gate_rows,
+        BLOCK_TOKENS=blocks.tokens,
+        BLOCK_OUT=blocks.out,
+        BLOCK_IN=inner,
+        BITS=weight.bits,
+        GROUPED=grouped,
+        SCALED=scaled,
+        ACTIVATION=activation,
+        HAS_BIAS=weight.bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        SWIZZLE=blocks.swizzle,
+        STAGES=blocks.stages,
+        num_warps=blocks.warps,
+    )
+
+
+def partial_buffer(weight: SmallWeight, tokens: int, device: torch.device | str) -> Tensor:
+    """float32 ``[shares, T padded, O padded]``."""
+    return torch.zeros(shares(weight), tokens, weight.row_tiles * BLOCK_OUT, device=device)

@@ -1,0 +1,314 @@
+"""Launching what happens between products: norms, codes, attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from omega_qvla_core.kernels.triton_kernels import attention as attention_kernels
+from omega_qvla_core.kernels.triton_kernels import rows
+from omega_qvla_core.kernels.triton_kernels.layout import hadamard, round_up
+
+_LINE = 64
+_FEWEST_LINES = 16
+"""Rows of the smallest product that rotates a token."""
+_LONG_ROW = 4096
+"""Columns from which a token gets more warps."""
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How the input of a product is written.
+
+    Attributes:
+        mode: ``rows.FLOATS`` (bfloat16), ``rows.TOKEN`` or ``rows.TOKEN_GROUP``.
+        group: Columns per scale of TOKEN_GROUP: 32, 64 or a multiple of 64.
+        high: Largest code.
+        factor: float32 ``[1]`` or ``[G]``: clip ratio over the largest code.
+        rotation: float32 ``[64, 64]`` of every whole block, or None.
+        tail: float32 ``[64, 64]`` of the short last block, padded with zeros, or None.
+    """
+
+    mode: int = rows.FLOATS
+    group: int = _LINE
+    high: int = 7
+    factor: Tensor | None = None
+    rotation: Tensor | None = None
+    tail: Tensor | None = None
+
+    @property
+    def constants(self) -> dict[str, object]:
+        """Compile-time arguments of the kernels."""
+        return {
+            "ROTATE": self.rotation is not None,
+            "TAIL": self.tail is not None,
+            "CODES": self.mode,
+            "GROUP": self.group if self.mode == rows.TOKEN_GROUP else _LINE,
+            "HIGH": self.high,
+        }
+
+    def tensors(self, spare: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotation, tail and factors; ``spare`` stands for what is not there and is not read."""
+        return tuple(spare if one is None else one for one in (self.rotation, self.tail, self.factor))
+
+
+def hadamard_coding(width: int, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+    """Rotation and tail for Hadamard blocks of 64 of a row; a short last block needs a power of two.
+
+    Raises:
+        ValueError: The last block is not a power of two wide, so that there is no Sylvester matrix for it.
+    """
+    rest = width % _LINE
+    if rest & (rest - 1):
+        raise ValueError(f"width {width} leaves a last block of {rest} columns, which is not a power of two")
+    tail = None
+    if rest:
+        tail = torch.zeros(_LINE, _LINE)
+        tail[:rest, :rest] = hadamard(rest)
+        tail = tail.to(device)
+    return hadamard(_LINE, device), tail
+
+
+def norm(
+    x: Tensor,
+    out: Tensor,
+    scales: Tensor | None,
+    coding: Coding,
+    *,
+    kind: int = rows.NO_NORM,
+    eps: float = 0.0,
+    mul: Tensor | None = None,
+    add: Tensor | None = None,
+    parts: Tensor | None = None,
+    gate: Tensor | None = None,
+    tokens: int | None = None,
+    width: int | None = None,
+) -> None:
+    """See ``rows.norm_rows``.
+
+    Args:
+        x: ``[T, K]``, updated in place if there are ``parts``.
+        out: int8 or bfloat16 ``[T, padded K]``.
+        scales: float32 ``[G or 1, T padded]``; None for FLOATS.
+        coding: How ``out`` is written.
+        kind: ``rows.NO_NORM``, ``RMS_NORM`` or ``LAYER_NORM``.
+        eps: Of the norm.
+        mul: float32 ``[K]`` or None.
+        add: float32 ``[K]`` or None.
+        parts: float32 ``[S, T padded, K padded]`` or None.
+        gate: float32 ``[K]`` or None.
+        tokens: Rows of ``x`` that count; all if None.
+        width: K, where ``x`` is padded.
+    """
+    width = x.shape[1] if width is None else width
+    spare = out if scales is None else scales
+    rows.norm_rows[(x.shape[0] if tokens is None else tokens,)](
+        x,
+        spare if parts is None else parts,
+        spare if gate is None else gate,
+        spare if mul is None else mul,
+        spare if add is None else add,
+        *coding.tensors(spare),
+        out,
+        spare,
+        parts.shape[1] if parts is not None else spare.shape[-1],
+        0 if parts is None else parts.shape[2],
+        width,
+        x.stride(0),
+        out.stride(0),
+        eps,
+        spare.stride(0),
+        BLOCKS=lines(width),
+        PARTS=0 if parts is None else parts.shape[0],
+        GATED=gate is not None,
+        NORM=kind,
+        HAS_MUL=mul is not None,
+        HAS_ADD=add is not None,
+        **coding.constants,
+        num_warps=8 if width >= _LONG_ROW else 4,
+    )
+
+
+def lines(width: int) -> int:
+    """Lines of 64 columns that hold a row: a power of two."""
+    return max(_FEWEST_LINES, triton.next_power_of_2(triton.cdiv(width, _LINE)))
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Buffers of attention in shares of the keys.
+
+    Attributes:
+        mixed: float32 ``[SPLITS, rows padded, head_dim]``.
+        peak: float32 ``[SPLITS, rows padded]``.
+        total: Same shape.
+    """
+
+    mixed: Tensor
+    peak: Tensor
+    total: Tensor
+
+    @classmethod
+    def empty(cls, splits: int, rows_count: int, head_dim: int, device: torch.device | str) -> Shares:
+        """Buffers for that many rows (tokens times heads)."""
+        padded = round_up(rows_count, 128)
+        mixed = torch.zeros(splits, padded, head_dim, device=device)
+        return cls(mixed, torch.zeros(splits, padded, device=device), torch.ones(splits, padded, device=device))
+
+
+def merge(shares: Shares, out: Tensor, scales: Tensor | None, coding: Coding, tokens: int, heads: int,
+          mul: Tensor | None = None) -> None:  # fmt: skip
+    """See ``rows.merge_rows``: ``[T, heads * head_dim]`` of all shares, coded as ``norm`` does."""
+    splits, rows_padded, head_dim = shares.mixed.shape
+    width, spare = heads * head_dim, out if scales is None else scales
+    rows.merge_rows[(tokens,)](
+        shares.mixed,
+        shares.peak,
+        shares.total,
+        spare if mul is None else mul,
+        *coding.tensors(spare),
+        out,
+        spare,
+        rows_padded,
+        spare.stride(0),
+        width,
+        out.stride(0),
+        HEADS=heads,
+        HEAD_DIM=head_dim,
+        SPLITS=splits,
+        BLOCKS=lines(width),
+        HAS_MUL=mul is not None,
+        **coding.constants,
+        num_warps=4,
+    )
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Heads of attention.
+
+    Attributes:
+        count: Query heads.
+        kv: Key heads.
+        dim: Width of one.
+    """
+
+    count: int
+    kv: int
+    dim: int
+
+    @property
+    def half_block(self) -> int:
+        """Columns of half a head, up to a power of two that products take."""
+        return max(16, triton.next_power_of_2(self.dim // 2))
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    out: Tensor | Shares,
+    heads: Heads,
+    tokens: int,
+    *,
+    suffix_start: int | None = None,
+    causal: bool = False,
+    most_keys: int | None = None,
+    block_rows: int = 64,
+    block_keys: int = 64,
+    warps: int = 4,
+    stages: int = 2,
+) -> None:
+    """See ``attention.attention``.
+
+    Args:
+        q: ``[T, ...]`` with the queries first, heads side by side.
+        k: ``[keys, ...]`` starting at the first key head.
+        v: ``[keys, ...]`` starting at the first value head.
+        keys: int32 ``[1]``: keys that are there.
+        out: ``[T, heads * dim]``, or buffers of as many shares as they have room for (one key head only).
+        heads: Sizes.
+        tokens: T.
+        suffix_start: Row of ``k`` and ``v`` where the tokens' own keys start, which make the last share; None if they
+            attend to ``keys`` only.
+        causal: Token t sees keys 0 to t.
+        most_keys: Most that ``keys`` can be; rows of ``k`` if None.
+        block_rows: Rows (tokens times heads per key head) of a program.
+        block_keys: Keys at a time.
+        warps: Per program.
+        stages: Loads in flight.
+    """
+    split = isinstance(out, Shares)
+    count = out.mixed.shape[0] if split else 1
+    shared = count - 1 if suffix_start is not None else count
+    per_key_head = heads.count // heads.kv
+    room = k.shape[0] if most_keys is None else most_keys
+    per_split = round_up(triton.cdiv(room, max(shared, 1)), block_keys)
+    target = out.mixed if split else out
+    grid = (triton.cdiv(tokens * per_key_head, block_rows), count, heads.kv)
+    attention_kernels.attention[grid](
+        q,
+        k,
+        v,
+        keys,
+        target,
+        out.peak if split else target,
+        out.total if split else target,
+        tokens,
+        target.shape[1] if split else 0,
+        q.stride(0),
+        k.stride(0),
+        v.stride(0),
+        0 if split else out.stride(0),
+        per_split,
+        0 if suffix_start is None else suffix_start,
+        heads.dim**-0.5,
+        QUERY_HEADS=per_key_head,
+        HALF_DIM=heads.dim // 2,
+        HALF_BLOCK=heads.half_block,
+        BLOCK_ROWS=block_rows,
+        BLOCK_KEYS=block_keys,
+        SUFFIX=suffix_start is not None,
+        CAUSAL=causal,
+        SPLIT=split,
+        STAGES=stages,
+        num_warps=warps,
+    )
+
+
+def rotate_heads(
+    qkv: Tensor,
+    k_out: Tensor,
+    v_out: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: Heads,
+    tokens: int,
+    norms: tuple[Tensor, Tensor] | None = None,
+    eps: float = 0.0,
+) -> None:
+    """Norm (with ``norms`` of queries and keys) and turn heads; keys and values go to ``k_out`` and ``v_out``."""
+    spare = cos
+    attention_kernels.rotate_heads[(tokens, heads.count + 2 * heads.kv)](
+        qkv,
+        k_out,
+        v_out,
+        cos,
+        sin,
+        spare if norms is None else norms[0],
+        spare if norms is None else norms[1],
+        qkv.stride(0),
+        k_out.stride(0),
+        eps,
+        Q_HEADS=heads.count,
+        KV_HEADS=heads.kv,
+        ROTATE_QUERIES=True,
+        NORM=norms is not None,
+        HALF_DIM=heads.dim // 2,
+        HALF_BLOCK=heads.half_block,
+        num_warps=1,
+    )

@@ -1,0 +1,176 @@
+"""Products with few tokens (up to 64): the weight streams once, tokens are the narrow side.
+
+Operands are swapped, ``Y^T = W X^T``: rows of the weight are the tensor cores' M, tokens their N. A program owns
+``BLOCK_OUT`` rows and one share of K; a tile of 4-bit codes is unpacked in registers, which are the A operand of the
+Hopper product, so that int4 never becomes int8 in memory. Sums are exact 32-bit integers within a group of columns;
+scales of token and group, row and group multiply the sum in float32, groups in ascending order.
+
+What happens to the product is the epilogue: ``STORE`` writes ``[T, O]``; ``PARTIAL`` writes one float32 ``[T, O]`` per
+share of K, which the next kernel adds up in a fixed order (no atomics: the same input gives the same bits);
+``GATED`` has two weights (gate and up) and writes the activated product; ``GATED_CODES`` also rotates and codes it, per
+token and 64 columns; ``SUMS`` writes the integers themselves, ``[groups, T, O]``; ``ROTARY`` turns queries and keys to
+their positions: rows 2 p and 2 p + 1 of the weight are the columns that rotary positions pair (see ``pair_rows``), and
+keys and values go straight to their place in the cache.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from omega_qvla_core.kernels.triton_kernels.numerics import gelu_tanh, round_half_even, silu
+
+STORE, PARTIAL, GATED, GATED_CODES, SUMS, ROTARY = 0, 1, 2, 3, 4, 5
+
+
+@triton.jit
+def _products(acc, weights, x_ptr, tokens, block, x_stride, BLOCK_IN: tl.constexpr, BITS: tl.constexpr):
+    """Add the products of one tile: 4-bit tiles take two planes of ``BLOCK_IN / 2`` columns."""
+    if BITS <= 4:
+        half: tl.constexpr = BLOCK_IN // 2
+        ks = tl.arange(0, half)
+        place = x_ptr + tokens[None, :] * x_stride + block * BLOCK_IN + ks[:, None]
+        low = (weights << 4) >> 4
+        high = weights >> 4
+        acc = tl.dot(low, tl.load(place), acc, out_dtype=acc.dtype)
+        acc = tl.dot(high, tl.load(place + half), acc, out_dtype=acc.dtype)
+    else:
+        ks = tl.arange(0, BLOCK_IN)
+        x = tl.load(x_ptr + tokens[None, :] * x_stride + block * BLOCK_IN + ks[:, None])
+        acc = tl.dot(weights, x, acc, out_dtype=acc.dtype)
+    return acc
+
+
+@triton.jit
+def small_gemm(
+    x_ptr,  # codes int8 (or bfloat16) [T, K]
+    sx_ptr,  # float32 [G or 1, T]
+    w_ptr,  # tiles, see layout.py
+    sw_ptr,  # float32 [O / BLOCK_OUT, G, BLOCK_OUT]
+    bias_ptr,  # float32 [O]
+    out_ptr,  # [T, O], or float32 [shares, T, O], or codes int8 [T, O]
+    out_scale_ptr,  # float32 [O / 64, T], of GATED_CODES
+    factor_ptr,  # float32 [O / 64]: clip ratio over largest code, of GATED_CODES
+    vector_ptr,  # float32 [O]: multiplies the activated product, of GATED_CODES
+    rotation_ptr,  # float32 [64, 64], of GATED_CODES
+    cos_ptr,  # float32 [T, HALF_DIM], of ROTARY
+    sin_ptr,
+    kv_ptr,  # [T, kv_stride]: keys, then values, of ROTARY
+    tokens_padded,
+    outputs,  # row stride of out
+    blocks,  # tiles along K
+    x_stride,
+    sx_stride,  # 0 if there is one scale per token
+    gate_tiles,  # tiles of rows from a gate's row to its up row
+    query_width,  # columns of queries, of ROTARY
+    turned_width,  # columns of queries and keys
+    kv_stride,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    BITS: tl.constexpr,
+    UNIT: tl.constexpr,  # tiles per integer sum
+    UNITS: tl.constexpr,  # integer sums per program
+    GROUPS: tl.constexpr,  # scales per row of the weight
+    SCALED: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SILU: tl.constexpr,
+    HIGH: tl.constexpr,  # largest code, of GATED_CODES
+    HALF_DIM: tl.constexpr,  # half a head, of ROTARY
+    STAGES: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    share = tl.program_id(1)
+    token_block = tl.program_id(2)
+    rows = tl.arange(0, BLOCK_OUT)
+    tokens = token_block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    row_bytes: tl.constexpr = BLOCK_IN // 2 if BITS <= 4 else BLOCK_IN
+    inside = rows[:, None] * row_bytes + tl.arange(0, row_bytes)[None, :]
+    tile_size: tl.constexpr = BLOCK_OUT * row_bytes
+    integer: tl.constexpr = BITS <= 8
+    kind: tl.constexpr = tl.int32 if integer else tl.float32
+    gated: tl.constexpr = EPILOGUE == 2 or EPILOGUE == 3
+    y = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=tl.float32)
+    y_up = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=tl.float32)
+    w_tile = w_ptr + tile.to(tl.int64) * blocks * tile_size
+    up_offset = gate_tiles.to(tl.int64) * blocks * tile_size
+    first = share * UNITS
+    if UNIT == 1 and EPILOGUE != 4:
+        # One tile per integer sum: a flat loop, which the compiler pipelines.
+        for unit in tl.range(first, tl.minimum(first + UNITS, blocks), num_stages=STAGES):
+            zero = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=kind)
+            place = w_tile + unit * tile_size + inside
+            acc = _products(zero, tl.load(place), x_ptr, tokens, unit, x_stride, BLOCK_IN, BITS)
+            sx = tl.load(sx_ptr + unit * sx_stride + tokens)
+            scale_place = sw_ptr + (tile * GROUPS + (unit if GROUPS > 1 else 0)) * BLOCK_OUT + rows
+            y += acc.to(tl.float32) * sx[None, :] * tl.load(scale_place)[:, None]
+            if gated:
+                acc = _products(zero, tl.load(place + up_offset), x_ptr, tokens, unit, x_stride, BLOCK_IN, BITS)
+                up_scale = tl.load(scale_place + gate_tiles * GROUPS * BLOCK_OUT)
+                y_up += acc.to(tl.float32) * sx[None, :] * up_scale[:, None]
+    else:
+        for unit in range(first, first + UNITS):
+            acc = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=kind)
+            acc_up = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=kind)
+            for block in tl.range(unit * UNIT, tl.minimum(unit * UNIT + UNIT, blocks), num_stages=STAGES):
+                place = w_tile + block * tile_size + inside
+                acc = _products(acc, tl.load(place), x_ptr, tokens, block, x_stride, BLOCK_IN, BITS)
+                if gated:
+                    up = tl.load(place + up_offset)
+                    acc_up = _products(acc_up, up, x_ptr, tokens, block, x_stride, BLOCK_IN, BITS)
+            if EPILOGUE == 4:
+                place = (unit * tokens_padded + tokens)[None, :] * outputs + (tile * BLOCK_OUT + rows)[:, None]
+                tl.store(out_ptr + place, acc)
+            elif SCALED:
+                sx = tl.load(sx_ptr + unit * sx_stride + tokens)
+                scale_place = sw_ptr + (tile * GROUPS + (unit if GROUPS > 1 else 0)) * BLOCK_OUT + rows
+                y += acc.to(tl.float32) * sx[None, :] * tl.load(scale_place)[:, None]
+                if gated:
+                    up_scale = tl.load(scale_place + gate_tiles * GROUPS * BLOCK_OUT)
+                    y_up += acc_up.to(tl.float32) * sx[None, :] * up_scale[:, None]
+            else:
+                y += acc.to(tl.float32)
+                if gated:
+                    y_up += acc_up.to(tl.float32)
+    columns = tile * BLOCK_OUT + rows
+    if HAS_BIAS:  # noqa: SIM102 (one condition is compiled away, the other is not)
+        if share == 0:
+            y += tl.load(bias_ptr + columns)[:, None]
+    if gated:
+        y = (silu(y) if SILU else gelu_tanh(y)) * y_up
+    if EPILOGUE == 3:
+        y = y * tl.load(vector_ptr + columns)[:, None]
+        side = tl.arange(0, 64)
+        # u^T = R^T h^T, one block of 64 columns.
+        rotation = tl.load(rotation_ptr + side[None, :] * 64 + side[:, None])
+        u = tl.dot(rotation, y, input_precision="tf32")
+        peak = tl.max(tl.abs(u), axis=0)
+        scale = tl.maximum(peak * tl.load(factor_ptr + tile), 1e-12)
+        codes = tl.minimum(tl.maximum(round_half_even(u * (1.0 / scale)[None, :]), -HIGH - 1.0), HIGH * 1.0)
+        tl.store(out_ptr + tokens[None, :] * outputs + columns[:, None], codes.to(tl.int8))
+        # A value that is not finite must show: it makes the token's scale not a number.
+        tl.store(out_scale_ptr + tile * tokens_padded + tokens, scale + tl.sum(u * 0.0, axis=0))
+    elif EPILOGUE == 5:
+        pair = tile * (BLOCK_OUT // 2) + tl.arange(0, BLOCK_OUT // 2)
+        first = (pair // HALF_DIM) * (2 * HALF_DIM) + pair % HALF_DIM
+        a, b = tl.split(tl.permute(tl.reshape(y, (BLOCK_OUT // 2, 2, BLOCK_TOKENS)), (0, 2, 1)))
+        angle = tokens[None, :] * HALF_DIM + (pair % HALF_DIM)[:, None]
+        turned = (first < turned_width)[:, None] & (tokens >= 0)[None, :]
+        cos = tl.load(cos_ptr + angle, mask=turned, other=1.0)
+        sin = tl.load(sin_ptr + angle, mask=turned, other=0.0)
+        low = a * cos - b * sin
+        high = b * cos + a * sin
+        query = tile * BLOCK_OUT < query_width
+        kind = out_ptr.dtype.element_ty
+        place = out_ptr + tokens[None, :] * outputs + first[:, None]
+        written = query & (tokens >= 0)[None, :] & (first >= 0)[:, None]
+        tl.store(place, low.to(kind), mask=written)
+        tl.store(place + HALF_DIM, high.to(kind), mask=written)
+        place = kv_ptr + tokens.to(tl.int64)[None, :] * kv_stride + (first - query_width)[:, None]
+        written = (first - query_width < kv_stride)[:, None] & (tokens >= 0)[None, :] & (not query)
+        tl.store(place, low.to(kind), mask=written)
+        tl.store(place + HALF_DIM, high.to(kind), mask=written)
+    elif EPILOGUE != 4:
+        place = out_ptr + (share.to(tl.int64) * tokens_padded + tokens[None, :]) * outputs + columns[:, None]
+        tl.store(place, y.to(out_ptr.dtype.element_ty))

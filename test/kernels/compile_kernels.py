@@ -1,0 +1,164 @@
+"""Compile every kernel for one GPU generation that need not be there; print one JSON line per kernel.
+
+Run by ``test_triton_compile.py`` in a process of its own: ``python compile_kernels.py 90``. What a program needs is
+read off the compiled code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from omega_qvla_core.kernels.triton_kernels import attention, large_gemm, rows, small_gemm
+from omega_qvla_core.kernels.triton_kernels.tuning import tuning
+
+POINTERS = {"keys_ptr": "*i32"}
+FLOAT_ARGUMENTS = ("eps", "scale")
+# Sizes and strides that the engines keep at multiples of 16.
+ALIGNED = re.compile(r"(_ptr|stride|outputs|width|padded|gate_rows)$")
+
+EXPERT_NORM = {
+    "BLOCKS": 16,
+    "PARTS": 8,
+    "GATED": True,
+    "NORM": 1,
+    "HAS_MUL": True,
+    "HAS_ADD": True,
+    "TAIL": False,
+    "GROUP": 64,
+    "HIGH": 7,
+}
+SMALL = {
+    "BLOCK_OUT": 64,
+    "BLOCK_TOKENS": 64,
+    "BLOCK_IN": 64,
+    "BITS": 4,
+    "UNIT": 1,
+    "UNITS": 4,
+    "GROUPS": 16,
+    "SCALED": True,
+    "HAS_BIAS": False,
+    "SILU": False,
+    "HIGH": 7,
+    "HALF_DIM": 128,
+}
+
+
+def cases(target):
+    """Name, kernel, compile-time arguments, pointer types, warps."""
+    codes, floats = {"x_ptr": "*i8", "w_ptr": "*i8"}, {"x_ptr": "*bf16", "w_ptr": "*bf16"}
+    half = {"out_ptr": "*bf16"}
+    small = SMALL | {"STAGES": target.small_stages}
+    for name, changes, pointers in (
+        ("partial int4", {"EPILOGUE": 1}, codes),
+        ("gated codes int4", {"EPILOGUE": 3}, codes | {"out_ptr": "*i8"}),
+        ("rotary int4", {"EPILOGUE": 5}, codes | half | {"kv_ptr": "*bf16"}),
+        (
+            "gated int8 rows",
+            {"EPILOGUE": 2, "UNIT": 8, "UNITS": 1, "GROUPS": 1, "BLOCK_IN": 128, "BITS": 8},
+            codes | half,
+        ),
+        (
+            "gated floats",
+            {"EPILOGUE": 2, "UNIT": 16, "UNITS": 1, "GROUPS": 1, "BITS": 16, "SCALED": False},
+            floats | half,
+        ),
+    ):
+        yield f"small_gemm {name}", small_gemm.small_gemm, small | changes, pointers, 4
+    for name, blocks, changes, pointers in (
+        ("int8", target.wide, {}, codes),
+        ("int8 narrow", target.narrow, {"HAS_RESIDUAL": True}, codes),
+        ("int8 gated", target.gated, {"ACTIVATION": 2}, codes),
+        ("floats", target.floats, {"BITS": 16, "SCALED": False, "HAS_RESIDUAL": True}, floats),
+        ("floats gated", target.floats_gated, {"BITS": 16, "SCALED": False, "ACTIVATION": 2}, floats),
+    ):
+        sizes = {
+            "BLOCK_TOKENS": blocks.tokens,
+            "BLOCK_OUT": blocks.out,
+            "BLOCK_IN": blocks.inner,
+            "SWIZZLE": blocks.swizzle,
+        }
+        plain = {"BITS": 8, "GROUPED": False, "SCALED": True, "ACTIVATION": 0, "HAS_BIAS": False, "HAS_RESIDUAL": False}
+        constants = plain | changes | sizes | {"STAGES": blocks.stages}
+        pointers = pointers | half | {"residual_ptr": "*bf16"}
+        yield f"large_gemm {name}", large_gemm.large_gemm, constants, pointers, blocks.warps
+    for name, blocks, split in (("whole", target.attention, False), ("shares", target.shared_attention, True)):
+        constants = {
+            "QUERY_HEADS": 8,
+            "HALF_DIM": 128,
+            "HALF_BLOCK": 128,
+            "BLOCK_ROWS": blocks.rows,
+            "BLOCK_KEYS": blocks.keys,
+            "SUFFIX": split,
+            "CAUSAL": False,
+            "SPLIT": split,
+            "STAGES": blocks.stages,
+        }
+        pointers = {"q_ptr": "*bf16", "k_ptr": "*bf16", "v_ptr": "*bf16", "out_ptr": "*fp32" if split else "*bf16"}
+        yield f"attention {name}", attention.attention, constants, pointers, blocks.warps
+    turn = {"Q_HEADS": 16, "KV_HEADS": 8, "ROTATE_QUERIES": True, "NORM": True, "HALF_DIM": 64, "HALF_BLOCK": 64}
+    yield "rotate_heads", attention.rotate_heads, turn, dict.fromkeys(("x_ptr", "k_out_ptr", "v_out_ptr"), "*bf16"), 1
+    code = EXPERT_NORM | {"ROTATE": True, "CODES": 2}
+    yield "norm_rows codes", rows.norm_rows, code, {"out_ptr": "*i8"}, 4
+    yield "norm_rows floats", rows.norm_rows, EXPERT_NORM | {"ROTATE": False, "CODES": 0}, half, 4
+    wide = code | {"BLOCKS": 256, "PARTS": 0, "GATED": False, "NORM": 0, "HAS_ADD": False, "CODES": 1}
+    yield "norm_rows wide", rows.norm_rows, wide, {"x_ptr": "*bf16", "out_ptr": "*i8"}, 8
+    merged = {
+        "HEADS": 8,
+        "HEAD_DIM": 256,
+        "SPLITS": 9,
+        "BLOCKS": 32,
+        "HAS_MUL": False,
+        "ROTATE": True,
+        "TAIL": False,
+        "CODES": 2,
+        "GROUP": 64,
+        "HIGH": 7,
+    }
+    yield "merge_rows", rows.merge_rows, merged, {"out_ptr": "*i8"}, 4
+
+
+def compile_one(kernel, constants, pointers, warps, capability):
+    names = kernel.arg_names
+    signature = {name: "constexpr" for name in constants}
+    for name in names:
+        if name not in constants:
+            kind = (pointers | POINTERS).get(name, "*fp32") if name.endswith("_ptr") else "i32"
+            signature[name] = "fp32" if name in FLOAT_ARGUMENTS else kind
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n not in constants and ALIGNED.search(n)}
+    places = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, {name: signature[name] for name in names}, constexprs=places, attrs=aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+
+
+def local_bytes(cubin):
+    """Bytes of a thread's stack frame, where spilled registers go, or None if no tool is there to read it."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool.is_file():
+        return None
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        found = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return max((int(size) for size in re.findall(r"STACK:(\d+)", found)), default=None)
+
+
+def main(capability):
+    for name, kernel, constants, pointers, warps in cases(tuning(divmod(capability, 10))):
+        compiled = compile_one(kernel, constants, pointers, warps, capability)
+        found = {"name": name, "shared": compiled.metadata.shared, "stack": local_bytes(compiled.asm["cubin"])}
+        products = re.findall(r"\b(wgmma|mma)\S*sync\S*", compiled.asm["ptx"])
+        int8 = re.search(r"\b(?:wgmma\.mma_async|mma)\.sync\S*\.s8", compiled.asm["ptx"]) is not None
+        print(json.dumps(found | {"int8": int8, "wgmma": "wgmma" in products}), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

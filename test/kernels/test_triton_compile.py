@@ -1,0 +1,49 @@
+"""Every Triton kernel compiles for GPUs that are not there, within what they have."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+from omega_qvla_core.kernels.triton_kernels.tuning import SHARED_BYTES, tuning
+
+SCRIPT = Path(__file__).with_name("compile_kernels.py")
+# A100, RTX 4090, H100 (Triton takes sm_90a for it), RTX 5090.
+CAPABILITIES = (80, 89, 90, 120)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_triton_kernels_compile_ahead_of_time(capability, tmp_path):
+    # A process of its own: in this one the kernels may belong to the interpreter.
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = kept | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(capability)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    kernels = {one["name"]: one for one in map(json.loads, done.stdout.splitlines())}
+    assert len(kernels) == 17
+    for name, one in kernels.items():
+        assert one["shared"] <= SHARED_BYTES[divmod(capability, 10)], name
+        # A stack frame means registers that were spilled to memory.
+        assert one["stack"] in (0, None), name
+        if "int4" in name or "int8" in name:
+            assert one["int8"], f"{name} does not multiply int8 on the tensor cores"
+            assert one["wgmma"] == (capability == 90), name
+
+
+def test_triton_blocks_of_an_unknown_gpu_fit_everywhere():
+    assert tuning((9, 9)) == tuning((8, 9))
+    assert tuning((9, 0)) != tuning((8, 9))

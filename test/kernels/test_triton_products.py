@@ -1,0 +1,179 @@
+"""Epilogues of the product for few tokens, and the product for many tokens, against torch in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+from triton_cases import DEVICE, FLOAT, TF32_RELATIVE, largest_difference, random_codes, random_floats, random_weight
+
+from omega_qvla_core.kernels import GroupedWeight
+from omega_qvla_core.kernels.reference import dequantize
+from omega_qvla_core.kernels.triton_kernels import large_gemm, small_gemm
+from omega_qvla_core.kernels.triton_kernels.launch import (
+    Blocks,
+    GatedCodes,
+    Turn,
+    large_linear,
+    partial_buffer,
+    small_linear,
+)
+from omega_qvla_core.kernels.triton_kernels.layout import hadamard, pair_rows
+from omega_qvla_core.kernels.triton_kernels.weights import (
+    fold_multiples,
+    large_float_weight,
+    large_weight,
+    small_float_weight,
+    small_weight,
+    weight_bytes,
+)
+from omega_qvla_core.models.layers import apply_rotary, rotary_angles
+
+# Of Triton's interpreter: numpy conversions, and exp of what saturates anyway.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:triton"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
+]
+
+TOKENS = 16
+
+
+def scales_of(groups, tokens=TOKENS):
+    return random_floats(groups, tokens, seed=3).abs() + 0.1
+
+
+def expected_product(codes, scales, weight):
+    """float64 [T, O] of codes [T, K] with scales [G or 1, T]."""
+    spread = scales.t().double().repeat_interleave(-(-codes.shape[1] // scales.shape[0]), dim=1)[:, : codes.shape[1]]
+    return (codes.double() * spread) @ dequantize(weight).double().t()
+
+
+@pytest.mark.parametrize("group", [64, 128, 256], ids=["tile", "long tile", "row"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_triton_shares_of_k_add_up_to_the_product(group, bits):
+    weight, codes = random_weight(80, 256, group, bits), random_codes(TOKENS, 256, bits)
+    scales, prepared = scales_of(256 // group), small_weight(weight)
+    parts = partial_buffer(prepared, TOKENS, DEVICE)
+    assert parts.shape[0] > 1
+    small_linear(codes, scales, prepared, parts, small_gemm.PARTIAL)
+    found = parts.sum(dim=0)[:, :80]
+    assert largest_difference(found, expected_product(codes, scales, weight)) < 1e-6
+
+
+def test_triton_float_weight_is_a_plain_product_with_bias():
+    weight, bias, x = random_floats(70, 100), random_floats(70, seed=5), random_floats(TOKENS, 128, seed=1)
+    x[:, 100:] = 0
+    out = torch.zeros(TOKENS, 128, device=DEVICE)
+    small_linear(x.to(FLOAT), None, small_float_weight(weight, bias, dtype=FLOAT), out)
+    expected = x[:, :100].to(FLOAT).double() @ weight.to(FLOAT).double().t() + bias.double()
+    assert largest_difference(out[:, :70], expected) < 1e-5
+
+
+@pytest.mark.parametrize("silu", [False, True], ids=["gelu", "silu"])
+@pytest.mark.parametrize("group", [64, 256])
+def test_triton_gated_product_activates_the_gate(silu, group):
+    weight, codes = random_weight(2 * 64, 256, group), random_codes(TOKENS, 256)
+    scales = scales_of(256 // group)
+    out = torch.zeros(TOKENS, 64, device=DEVICE)
+    small_linear(codes, scales, small_weight(weight, gated=True), out, small_gemm.GATED, silu=silu)
+    gate, up = (expected_product(codes, scales, weight) * 1.0).chunk(2, dim=1)
+    gate = F.silu(gate) if silu else F.gelu(gate, approximate="tanh")
+    assert largest_difference(out, gate * up) < 1e-5
+
+
+def test_triton_gated_product_is_rotated_and_coded():
+    weight, codes = random_weight(2 * 128, 128, 64), random_codes(TOKENS, 128)
+    scales, factor = scales_of(2), torch.tensor([1 / 7, 0.8 / 7], device=DEVICE)
+    vector, rotation = random_floats(128, seed=4).abs() + 0.5, hadamard(64, DEVICE)
+    out = torch.zeros(TOKENS, 128, dtype=torch.int8, device=DEVICE)
+    out_scales = torch.zeros(2, TOKENS, device=DEVICE)
+    coded = GatedCodes(out_scales, factor, vector, rotation, 7)
+    small_linear(codes, scales, small_weight(weight, gated=True), out, small_gemm.GATED_CODES, coded=coded)
+    gate, up = expected_product(codes, scales, weight).chunk(2, dim=1)
+    u = (F.gelu(gate, approximate="tanh") * up * vector).view(TOKENS, 2, 64) @ rotation.double()
+    expected_scales = u.abs().amax(dim=2) * factor
+    assert largest_difference(out_scales.t(), expected_scales) < TF32_RELATIVE
+    wrong = (out.view(TOKENS, 2, 64) - (u / expected_scales[..., None]).round().clamp(-8, 7)).abs()
+    assert wrong.max() <= 1 and wrong.mean() < 0.01
+
+
+@pytest.mark.parametrize("head_dim", [16, 64])
+def test_triton_product_turns_queries_and_keys_and_fills_the_cache(head_dim):
+    heads, kv = 128 // head_dim, 1
+    rows = (heads + 2 * kv) * head_dim
+    weight, codes, scales = random_weight(rows, 128, 64), random_codes(TOKENS, 128), scales_of(2)
+    order = pair_rows(heads + 2 * kv, head_dim, DEVICE)
+    paired = small_weight(GroupedWeight(weight.codes[order], weight.scales[order], 64))
+    cos, sin = (one[0, 0].contiguous() for one in rotary_angles(torch.arange(5, 5 + TOKENS)[None], head_dim, 1e4))
+    cache = torch.zeros(TOKENS, 2 * head_dim, device=DEVICE)
+    turn = Turn(cos.to(DEVICE), sin.to(DEVICE), cache, heads * head_dim, kv * head_dim)
+    out = torch.zeros(TOKENS, 256, device=DEVICE)
+    small_linear(codes, scales, paired, out, small_gemm.ROTARY, turn=turn)
+    y = expected_product(codes, scales, weight).float().view(1, TOKENS, heads + 2 * kv, head_dim).transpose(1, 2)
+    turned = apply_rotary(y[:, : heads + kv], (turn.cos[None, None], turn.sin[None, None]))
+    expected = turned[:, :heads].transpose(1, 2).reshape(TOKENS, -1)
+    assert largest_difference(out[:, : heads * head_dim], expected) < 1e-5
+    assert largest_difference(cache[:, :head_dim], turned[0, heads]) < 1e-5
+    assert largest_difference(cache[:, head_dim:], y[0, heads + 1]) < 1e-6
+
+
+def test_triton_small_weight_takes_half_a_byte_per_code():
+    weight = random_weight(128, 256, 64)
+    assert small_weight(weight).tiles.numel() == 128 * 256 // 2
+    assert weight_bytes([small_weight(weight)]) == 128 * 256 // 2 + 128 * 4 * 4
+
+
+LARGE = Blocks(tokens=32, out=32, inner=64, warps=4)
+
+
+@pytest.mark.parametrize("case", ["rows", "groups", "int4", "int4 groups", "multiples"])
+def test_triton_product_for_many_tokens(case):
+    tokens, outputs, columns = 70, 50, 200
+    group = columns if case in ("rows", "int4") else 64
+    weight, codes = random_weight(outputs, columns, group), random_codes(tokens, columns)
+    if case == "multiples":
+        multiples = torch.randint(1, 16, weight.scales.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+        weight = GroupedWeight(weight.codes, multiples * 2.0**-6, group)
+    prepared = large_weight(weight, expand="int4" not in case)
+    assert prepared.groups == (4 if "groups" in case else 1)
+    scales = scales_of(prepared.groups, tokens)
+    padded = F.pad(codes, (0, prepared.columns - columns))
+    out = torch.zeros(tokens, outputs, device=DEVICE)
+    large_linear(padded, scales, prepared, out, blocks=LARGE)
+    per_group = scales if prepared.groups > 1 else scales.expand(weight.scales.shape[1], -1)
+    wide = F.pad(codes, (0, -columns % group))
+    spread = per_group.t().double().repeat_interleave(group, dim=1)
+    expected = (wide.double() * spread)[:, :columns] @ dequantize(weight).double().t()
+    assert largest_difference(out, expected) < 1e-6
+
+
+def test_triton_multiples_that_do_not_fit_stay_groups():
+    weight = random_weight(8, 256, 64)
+    assert fold_multiples(weight) is weight
+    folded = fold_multiples(GroupedWeight(weight.codes, torch.tensor([[0.5, 1.0, 1.5, 7.5]]).expand(8, 4), 64))
+    assert folded.scales.shape == (8, 1) and folded.weight_bits == 8
+    assert torch.equal(dequantize(folded)[:, 64:128], weight.codes[:, 64:128].float())
+
+
+@pytest.mark.parametrize("bits", [8, 16], ids=["int8", "floats"])
+def test_triton_many_tokens_with_gate_bias_and_residual(bits):
+    tokens, outputs, columns = 40, 48, 128
+    weight, codes = random_weight(2 * outputs, columns, columns, 8), random_codes(tokens, columns, 8)
+    scales, bias = scales_of(1, tokens), random_floats(outputs, seed=6)
+    residual, out = random_floats(tokens, outputs, seed=7), torch.zeros(tokens, outputs, device=DEVICE)
+    x = codes if bits == 8 else codes.to(FLOAT)
+    used = scales if bits == 8 else torch.ones_like(scales)
+    matrix = weight.codes.float() * 2.0**-8
+    plain = GroupedWeight(weight.codes, torch.full_like(weight.scales, 2.0**-8), columns, 8, 8)
+    gated = large_weight(plain, gated=True) if bits == 8 else large_float_weight(matrix, gated=True, dtype=FLOAT)
+    large_linear(x, used, gated, out, large_gemm.GATED_SILU, residual, LARGE)
+    gate, up = expected_product(codes, used, plain).chunk(2, dim=1)
+    assert largest_difference(out, F.silu(gate) * up + residual) < 1e-4
+    half = GroupedWeight(plain.codes[:outputs], plain.scales[:outputs], columns, 8, 8)
+    one = large_weight(half, bias) if bits == 8 else large_float_weight(matrix[:outputs], bias, dtype=FLOAT)
+    large_linear(x, used, one, out, large_gemm.GELU, None, LARGE)
+    gate = expected_product(codes, used, half) + bias
+    assert largest_difference(out, F.gelu(gate, approximate="tanh")) < 1e-4
