@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from omega_qvla_core.commands.console import setup_logging
-from omega_qvla_ros.commands import bag, contract
+from omega_qvla_ros.commands import bag, contract, replay, trace
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,6 +16,8 @@ app.add_typer(contract.app, name="contract")
 app.command()(bag.bag)
 app.command()(bag.repair)
 app.command()(bag.calibration)
+app.command()(replay.replay)
+app.command()(trace.trace)
 
 
 @app.callback()

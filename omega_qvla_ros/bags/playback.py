@@ -7,6 +7,7 @@ set of samples gives a ``Moment``; its observation is decoded when it is asked f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +16,15 @@ import numpy as np
 from omega_qvla_core.errors import ObservationError, RecordingError
 from omega_qvla_core.policy_types import Observation, PolicySpec
 from omega_qvla_ros import image_decoding
-from omega_qvla_ros.bags.reader import Bag, BagMessage, resolve_topic
-from omega_qvla_ros.bags.topics import IMAGE_TYPES, JOINT_STATE_TYPE, STATUS_TYPES, STRING_TYPE
-from omega_qvla_ros.contract import CameraContract, PolicyBinding, RobotContract, check_policy
+from omega_qvla_ros.bags.reader import DRY_RUN, Bag, BagMessage, resolve_topic
+from omega_qvla_ros.bags.topics import COMMAND_TYPE, IMAGE_TYPES, JOINT_STATE_TYPE, STATUS_TYPES, STRING_TYPE
+from omega_qvla_ros.contract import (
+    TRAJECTORY_OUTPUTS,
+    CameraContract,
+    PolicyBinding,
+    RobotContract,
+    check_policy,
+)
 from omega_qvla_ros.observation import NotReady, ObservationBuffer, Snapshot
 from omega_qvla_ros.splines import NS_PER_S
 
@@ -96,6 +103,16 @@ class Playback:
 
     def _resolve(self, topic: str, msgtype: str, where: str) -> str:
         return resolve_topic(self.bag, topic, msgtype, where, self._options.namespace, self._options.remaps)
+
+    def command_topics(self) -> list[str]:
+        """Recorded trajectories of the contract's outputs, where there are any; of a dry run only if nothing else."""
+        names = [output.name for output in self.contract.outputs if output.type in TRAJECTORY_OUTPUTS]
+        found = []
+        for name in names:
+            with suppress(RecordingError):
+                found.append(self._resolve(name, COMMAND_TYPE, "the comparison"))
+        dry = [topic for topic in self.bag.topics if DRY_RUN in topic and self.bag.topics[topic].count]
+        return found or dry[:1]
 
     def _instruction_topics(self) -> dict[str, str]:
         """Topics that say what the arm is told, with their types."""
