@@ -47,7 +47,10 @@ ROS_REQUIREMENTS = [
     "ros-std-msgs>=5.5,<6",
     "ros-std-srvs>=5.5,<6",
     "ros-diagnostic-msgs>=5.5,<6",
+    "ros-visualization-msgs>=5.5,<6",
+    "ros-action-msgs>=2.3,<3",
     "ros-builtin-interfaces>=2.3,<3",
+    "ros-geometry-msgs>=5.5,<6",
     "ros-lifecycle-msgs>=2.3,<3",
     "ros-rcl-interfaces>=2.3,<3",
     "ros-rosgraph-msgs>=2.3,<3",
@@ -135,6 +138,7 @@ setup(
         "console_scripts": [
             "omega-qvla = omega_qvla_core.cli:main",
             "policy_node = omega_qvla_ros.nodes.policy_node:main",
+            "composed_node = omega_qvla_ros.nodes.composed:main",
             "mujoco_bridge_node = omega_qvla_ros.nodes.mujoco_bridge_node:main",
             "episode_runner_node = omega_qvla_ros.nodes.episode_runner_node:main",
             "recorder_node = omega_qvla_ros.nodes.recorder_node:main",

@@ -235,13 +235,17 @@ class SafetyState:
     """
 
     def __init__(self, max_consecutive_errors: int = 3, retry_delay_s: float = 0.5) -> None:
-        self._max_errors = max_consecutive_errors
-        self._retry_ns = nanoseconds(retry_delay_s)
+        self.configure(max_consecutive_errors, retry_delay_s)
         self._latched: dict[str, str] = {}
         self._holds: dict[str, str] = {}
         self._warnings: dict[str, str] = {}
         self._retry_until_ns: dict[str, int] = {}
         self.consecutive_errors = 0
+
+    def configure(self, max_consecutive_errors: int, retry_delay_s: float) -> None:
+        """Take other numbers; what is held or latched stays."""
+        self._max_errors = max_consecutive_errors
+        self._retry_ns = nanoseconds(retry_delay_s)
 
     @property
     def state(self) -> State:
@@ -269,6 +273,10 @@ class SafetyState:
     def hold(self, key: str, reason: str) -> None:
         """Stop until ``release(key)``."""
         self._holds[key] = reason
+
+    def held(self, key: str) -> str | None:
+        """The reason of the hold ``key``, None if it is not set."""
+        return self._holds.get(key)
 
     def release(self, key: str) -> None:
         """The cause ``key`` is gone."""

@@ -119,6 +119,13 @@ class Motion:
             self._scheduler.new_epoch()
         self._settle(now_ns)
 
+    def forget(self) -> None:
+        """Drop the plan without a hold, because nothing of it was sent (dry run)."""
+        self._plan = None
+        self._forget_at_end = False
+        self._holding = False
+        self._unstamped_since_ns = None
+
     def clock_jumped(self, now_ns: int, measured: np.ndarray | None, velocity: np.ndarray | None) -> None:
         """As ``restart`` when the stamps of the plan mean nothing any more: the hold starts on reception (stamp 0).
 

@@ -10,18 +10,23 @@ import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from omega_qvla_core.policy_types import Observation
 from omega_qvla_ros.contract import PolicyBinding, RobotContract
 from omega_qvla_ros.splines import nanoseconds, seconds
+from omega_qvla_ros.stream import Stream
 
 IMAGE_HISTORY = 3
 """Images kept per camera: enough to pair two cameras that tick half a period apart."""
 JOINT_HISTORY = 64
 """Joint samples kept, 0.64 s at 100 Hz: more than an image may be old."""
+
+MAX_SKEW_S = 0.5
+"""A stream whose samples keep coming with stamps so far from the node's clock has another clock, or a delay that no
+policy was trained with."""
 
 VELOCITY_SPAN_NS = 50_000_000
 """Span of the difference that is a joint's velocity: 1 mrad of noise is then 0.02 rad/s."""
@@ -35,11 +40,13 @@ class Snapshot:
         images: Camera key -> sample as it was given to ``add_image``.
         positions: float64 ``[joints]`` in contract order.
         stamp_ns: Newest stamp in the set; the chunk's time line starts here.
+        image_stamps_ns: Camera key -> stamp.
     """
 
     images: Mapping[str, Any]
     positions: np.ndarray
     stamp_ns: int
+    image_stamps_ns: Mapping[str, int]
 
     def observation(self, images: Mapping[str, np.ndarray], instruction: str, binding: PolicyBinding) -> Observation:
         """The policy's input, with the decoded images and the state in the checkpoint's order and units."""
@@ -48,50 +55,11 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class NotReady:
-    """Why there is no observation. ``stream`` is a topic name."""
+    """Why there is no observation. ``stream`` is a topic name; ``lacking`` are joints that never came."""
 
     stream: str
     reason: str
-
-
-class _Stream:
-    """Age book-keeping of one stream: stale until ``resume_after`` fresh samples came, once it has been stale."""
-
-    def __init__(self, topic: str, timeout_ns: int, resume_after: int) -> None:
-        self.topic = topic
-        self.timeout_ns = timeout_ns
-        self._resume_after = resume_after
-        self._missing = 1
-        self.newest_ns: int | None = None
-        self.refused: str | None = None
-        """Why the newest message was not taken, None if it was."""
-
-    def received(self, stamp_ns: int, now_ns: int) -> None:
-        self.update(now_ns)
-        self.refused = None
-        self.newest_ns = stamp_ns
-        if now_ns - stamp_ns <= self.timeout_ns:
-            self._missing = max(self._missing - 1, 0)
-
-    def update(self, now_ns: int) -> None:
-        """Notice staleness. Called at every control tick, so that a short gap between two samples is not missed."""
-        if self.newest_ns is not None and now_ns - self.newest_ns > self.timeout_ns:
-            self._missing = self._resume_after
-
-    def problem(self, now_ns: int) -> str | None:
-        refused = f"; the last message was refused: {self.refused}" if self.refused else ""
-        if self.newest_ns is None:
-            return (
-                f"nothing usable on {self.topic!r} yet{refused}"
-                if refused
-                else f"nothing received on {self.topic!r} yet"
-            )
-        age_s = seconds(now_ns - self.newest_ns)
-        if now_ns - self.newest_ns > self.timeout_ns:
-            return f"{self.topic!r} is stale: {age_s:.3f} s old, limit {seconds(self.timeout_ns):.3f} s{refused}"
-        if self._missing:
-            return f"{self.topic!r} came back; waiting for {self._missing} more samples"
-        return None
+    lacking: tuple[str, ...] = ()
 
 
 class ObservationBuffer:
@@ -99,10 +67,14 @@ class ObservationBuffer:
 
     Args:
         contract: Cameras, joints, timeouts and tolerances.
+        stamp_source: ``header``: a sample is as old as its stamp says. ``receive``: it is as old as its arrival, for
+            drivers whose clock cannot be synchronized; stamps then serve to find repeated and late samples only.
     """
 
-    def __init__(self, contract: RobotContract) -> None:
+    def __init__(self, contract: RobotContract, stamp_source: Literal["header", "receive"] = "header") -> None:
         sensors = contract.sensors
+        self._by_receipt = stamp_source == "receive"
+        self._image_timeout_s: float | None = None
         self._joint_names = contract.joint_names
         self._joint_index = {name: k for k, name in enumerate(contract.joint_names)}
         self._joint_topic = sensors.joint_states_topic
@@ -111,6 +83,7 @@ class ObservationBuffer:
         self._keys = {camera.key: camera.topic for camera in contract.cameras}
         self._cameras = contract.cameras
         self._resume_after = sensors.resume_after_samples
+        self._contract_joint_timeout_s = sensors.joint_states_timeout_s
         self._joint_timeout_ns = nanoseconds(sensors.joint_states_timeout_s)
         self._lock = threading.Lock()
         self.counters: Counter[str] = Counter()
@@ -119,14 +92,34 @@ class ObservationBuffer:
 
     def _reset_streams(self) -> None:
         self._streams = {
-            camera.key: _Stream(camera.topic, nanoseconds(camera.timeout_s), self._resume_after)
+            camera.key: Stream(camera.topic, self._image_timeout_ns(camera.timeout_s), self._resume_after)
             for camera in self._cameras
         }
-        self._joint_stream = _Stream(self._joint_topic, self._joint_timeout_ns, self._resume_after)
+        self._joint_stream = Stream(self._joint_topic, self._joint_timeout_ns, self._resume_after)
+        self._headers: dict[str, tuple[int, int]] = {}
         self._images: dict[str, deque[tuple[int, Any]]] = {key: deque(maxlen=IMAGE_HISTORY) for key in self._keys}
         self._joints: deque[tuple[int, np.ndarray]] = deque(maxlen=JOINT_HISTORY)
         self._joint_positions = np.full(len(self._joint_names), np.nan)
         self._joint_stamps = np.full(len(self._joint_names), -1, dtype=np.int64)
+
+    def _image_timeout_ns(self, contract_s: float) -> int:
+        limit_s = contract_s if self._image_timeout_s is None else min(contract_s, self._image_timeout_s)
+        return nanoseconds(limit_s)
+
+    def tighten(self, image_timeout_s: float | None, joint_states_timeout_s: float | None) -> None:
+        """Shorter timeouts than the contract's, None for the contract's. A longer one has no effect."""
+        with self._lock:
+            self._image_timeout_s = image_timeout_s
+            for camera in self._cameras:
+                self._streams[camera.key].timeout_ns = self._image_timeout_ns(camera.timeout_s)
+            contract_s = self._contract_joint_timeout_s
+            limit_s = contract_s if joint_states_timeout_s is None else min(contract_s, joint_states_timeout_s)
+            self._joint_timeout_ns = self._joint_stream.timeout_ns = nanoseconds(limit_s)
+
+    @property
+    def joint_topic(self) -> str:
+        """Topic of the joint states."""
+        return self._joint_topic
 
     def clear(self, not_before_ns: int = 0) -> None:
         """Forget everything; samples stamped before ``not_before_ns`` are not taken any more (an older episode's)."""
@@ -147,7 +140,8 @@ class ObservationBuffer:
             None, or why the image was dropped: ``future``, ``old`` (out of order), ``repeated`` (same stamp).
         """
         with self._lock:
-            stamp_ns = self._check_zero(key, stamp_ns, now_ns)
+            self._streams[key].offered(stamp_ns, now_ns)
+            stamp_ns = self._sample_ns(key, stamp_ns, now_ns)
             reason = self._drop_reason(key, self._streams[key], stamp_ns, self._streams[key].newest_ns, now_ns)
             if reason is None:
                 self._images[key].append((stamp_ns, image))
@@ -165,7 +159,6 @@ class ObservationBuffer:
             if len(positions) != len(names):
                 self._joint_stream.refused = f"{len(positions)} positions for {len(names)} names"
                 return self._count("joint_states", "length")
-            stamp_ns = self._check_zero("joint_states", stamp_ns, now_ns)
             ours = [
                 (self._joint_index[name], value) for name, value in zip(names, positions) if name in self._joint_index
             ]
@@ -174,6 +167,8 @@ class ObservationBuffer:
                     f"it has none of the joints {', '.join(self._joint_names)}, but {', '.join(names) or 'none at all'}"
                 )
                 return self._count("joint_states", "foreign")
+            self._joint_stream.offered(stamp_ns, now_ns)
+            stamp_ns = self._sample_ns("joint_states", stamp_ns, now_ns)
             index = np.array([k for k, _ in ours])
             values = np.array([value for _, value in ours], dtype=np.float64)
             if not np.isfinite(values).all():
@@ -203,13 +198,20 @@ class ObservationBuffer:
             self._joints.append(sample)
             self._joint_stream.received(merged_ns, now_ns)
 
-    def _check_zero(self, name: str, stamp_ns: int, now_ns: int) -> int:
+    def _sample_ns(self, name: str, stamp_ns: int, now_ns: int) -> int:
+        """The time of a sample. By receipt, a stamp that was there before keeps the time that it got then."""
         if stamp_ns == 0:
             self._count(name, "zero_stamp")
             return now_ns
-        return stamp_ns
+        if not self._by_receipt:
+            return stamp_ns
+        newest_ns, received_ns = self._headers.get(name, (0, 0))
+        if stamp_ns <= newest_ns:
+            return received_ns - (stamp_ns < newest_ns)
+        self._headers[name] = (stamp_ns, now_ns)
+        return now_ns
 
-    def _drop_reason(self, name: str, stream: _Stream, stamp_ns: int, newest_ns: int | None, now_ns: int) -> str | None:
+    def _drop_reason(self, name: str, stream: Stream, stamp_ns: int, newest_ns: int | None, now_ns: int) -> str | None:
         kind, text = None, ""
         if stamp_ns > now_ns + self._max_future_ns:
             ahead_s = seconds(stamp_ns - now_ns)
@@ -245,9 +247,8 @@ class ObservationBuffer:
             stream.update(now_ns)
         missing = [name for name, stamp in zip(self._joint_names, self._joint_stamps) if stamp < 0]
         if missing and (self._joint_stamps >= 0).any():
-            return NotReady(
-                self._joint_topic, f"{self._joint_topic!r} lacks joint {missing[0]!r} (missing: {', '.join(missing)})"
-            )
+            text = f"{self._joint_topic!r} lacks joint {missing[0]!r} (missing: {', '.join(missing)})"
+            return NotReady(self._joint_topic, text, tuple(missing))
         for stream in (self._joint_stream, *self._streams.values()):
             reason = stream.problem(now_ns)
             if reason is not None and stream is self._joint_stream and stream.newest_ns is not None:
@@ -280,7 +281,17 @@ class ObservationBuffer:
                     f"tolerance {seconds(self._sync_ns):.3f} s",
                 )
             images = {key: image for key, (_, image) in chosen.items()}
-            return Snapshot(images=images, positions=positions.copy(), stamp_ns=max(stamps.values()))
+            return Snapshot(
+                images=images,
+                positions=positions.copy(),
+                stamp_ns=max(stamps.values()),
+                image_stamps_ns={key: stamp for key, (stamp, _) in chosen.items()},
+            )
+
+    def newest_images(self) -> dict[str, Any]:
+        """Camera key -> newest sample, for those that have one."""
+        with self._lock:
+            return {key: history[-1][1] for key, history in self._images.items() if history}
 
     def joint_positions(self, now_ns: int) -> np.ndarray | None:
         """The newest joint positions ``[joints]``, or None if they are missing or stale."""
@@ -309,6 +320,25 @@ class ObservationBuffer:
             if not VELOCITY_SPAN_NS // 2 <= span_ns <= 2 * VELOCITY_SPAN_NS:
                 return None
             return (newest - before) / float(seconds(span_ns))
+
+    def clock_skew(self) -> str | None:
+        """The stream whose stamps are furthest from the node's clock, in words with the remedy; None if all agree."""
+        if self._by_receipt:
+            return None
+        with self._lock:
+            offsets = {s.topic: s.offset_s for s in (self._joint_stream, *self._streams.values())}
+        topic, offset_s = max(
+            ((topic, value) for topic, value in offsets.items() if value is not None),
+            key=lambda item: abs(item[1]),
+            default=("", 0.0),
+        )
+        if abs(offset_s) <= MAX_SKEW_S:
+            return None
+        side = "behind" if offset_s > 0 else "ahead of"
+        return (
+            f"the stamps of {topic!r} are {abs(offset_s):.2f} s {side} this node's clock: synchronize the clocks "
+            "(chrony, PTP; use_sim_time on both sides), or set stamp_source to 'receive'"
+        )
 
     def ages_s(self, now_ns: int) -> dict[str, float]:
         """Topic -> age of its newest sample; infinity where none came."""

@@ -9,49 +9,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from omega_qvla_core.errors import InstructionError
 from omega_qvla_core.noise import inference_seed
-from omega_qvla_core.policy_types import ActionChunk, Observation, PolicySpec
+from omega_qvla_core.policy_types import ActionChunk
+from omega_qvla_ros.chunk_judge import ChunkJudge
 from omega_qvla_ros.contract import RobotContract, check_policy
-from omega_qvla_ros.guard import ChunkRejected, MotionGuard, SafetyState
+from omega_qvla_ros.emergency_stop import EmergencyStop, Refused
+from omega_qvla_ros.guard import ChunkRejected, MotionGuard, SafetyState, State
 from omega_qvla_ros.inference import InferenceResult, InferenceWorker
 from omega_qvla_ros.motion import Motion
+from omega_qvla_ros.notices import ImageWatch, InertWatch, Notices
 from omega_qvla_ros.observation import NotReady, ObservationBuffer, Snapshot
 from omega_qvla_ros.scheduler import ChunkDropped, ChunkScheduler
+from omega_qvla_ros.session_options import PolicyLike, SessionOptions
 from omega_qvla_ros.splines import nanoseconds, seconds
 from omega_qvla_ros.stats import Percentiles, TickMonitor
+from omega_qvla_ros.supervision import Supervision
 from omega_qvla_ros.trajectory import JointTrajectory
 
 log = logging.getLogger(__name__)
-
-MAX_LATE_CHUNKS = 5
-"""So many chunks in a row that come after their own end latch: the policy is too slow for this robot."""
-
-
-class PolicyLike(Protocol):
-    """What a session needs of ``omega_qvla_core.runtime.Policy``."""
-
-    spec: PolicySpec
-
-    def infer(self, observation: Observation, noise: np.ndarray | None = None, seed: int = 0) -> ActionChunk:
-        """Plan one chunk."""
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """Numbers of a session; see the parameter table of the policy node for their origins."""
-
-    execution_horizon_steps: int
-    blend_time_s: float
-    noise_seed: int = 0
-    inference_timeout_s: float = 2.0
-    retry_delay_s: float = 0.5
-    max_consecutive_errors: int = 3
-    startup_warn_s: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +49,7 @@ class PolicySession:
         options: Numbers.
         decode: Image message, camera key -> uint8 ``[H, W, 3]`` RGB; runs on the worker thread.
         on_done: Wakes the executor when an inference has finished; called on the worker thread.
+        emergency_stop: The switches, which may be pressed before anything is configured.
 
     Raises:
         ConfigError: Contract and checkpoint do not fit.
@@ -82,6 +62,7 @@ class PolicySession:
         options: SessionOptions,
         decode: Callable[[Any, str], np.ndarray],
         on_done: Callable[[], None],
+        emergency_stop: EmergencyStop | None = None,
     ) -> None:
         self.contract = contract
         self.policy = policy
@@ -94,20 +75,31 @@ class PolicySession:
         )
         self.motion = Motion(contract, self._binding, policy.spec.horizon, self.scheduler, self.guard)
         self.safety = SafetyState(options.max_consecutive_errors, options.retry_delay_s)
-        self.buffer = ObservationBuffer(contract)
+        self.buffer = ObservationBuffer(contract, options.stamp_source)
         self.worker: InferenceWorker[_Job] = InferenceWorker(self._infer, on_done)
         self.latency_s = Percentiles()
         self.reaction_s = Percentiles()
+        self.judge = ChunkJudge(policy.spec, self.safety, self.scheduler, self.latency_s)
         self.ticks = TickMonitor(contract.period_s)
         self.noise_seed = options.noise_seed
         self._inferences = 0
         self.instruction = ""
+        self.emergency_stop = emergency_stop or EmergencyStop()
+        self.notices = Notices()
+        self.supervision = Supervision(self.safety, self.notices, self.buffer, self.worker, self.motion, self.ticks)
+        self.apply(options)
+        self._image_watch = ImageWatch({camera.key: camera.topic for camera in contract.cameras}, self.notices)
+        self._inert_watch = InertWatch()
         self._active = False
-        self._late_in_a_row = 0
+        self.enabled = True
+        self.running = False
+        """Started and not stopped since, whether the arm may move just now or not."""
+        self._started_ns = 0
+        self._output_faults = 0
         self._last_step_ns = 0
-        self._waiting_since_ns: int | None = None
-        self._ready_since_restart = False
         self.safety.hold("stopped", "not started")
+        if self.emergency_stop.pressed:
+            self._latch_emergency_stop()
 
     # What the operator asks for.
 
@@ -126,10 +118,17 @@ class PolicySession:
         self.safety.release("instruction")
 
     def activate(self) -> None:
-        """Open the gate; motion begins after ``start``. Latched faults are cleared, as by ``reset_fault``."""
+        """Open the gate; motion begins after ``start``. Latched faults are cleared, as by ``reset_fault``.
+
+        Raises:
+            Refused: The emergency stop is pressed, or a stream's clock is not ours.
+        """
+        skew = self.buffer.clock_skew()
+        if skew is not None:
+            raise Refused(skew)
         self.reset_fault()
         self._active = True
-        self._waiting_since_ns = None
+        self.supervision.restart()
         self.ticks.restart()
 
     def deactivate(self, now_ns: int) -> JointTrajectory | None:
@@ -138,15 +137,80 @@ class PolicySession:
         self.stop(now_ns, "not active")
         return self.motion.tick(now_ns)
 
+    def start_refusal(self) -> str | None:
+        """Why ``start`` makes no sense now, None if it does."""
+        if not self.enabled:
+            return "motion is disabled; call ~/enable with true first"
+        if self.safety.state is State.LATCHED:
+            return f"latched: {self.safety.reasons[0]}; remove the cause and call ~/reset_fault"
+        if not self.instruction:
+            return "no instruction: set the parameter 'instruction' or publish on ~/instruction"
+        return self.safety.held("output") or self.buffer.clock_skew()
+
     def start(self, now_ns: int) -> None:
         """Begin anew: only samples from now on, the motion starts at the measured position. Then call ``step``."""
         self.restart(now_ns)
+        self.running = True
         self.safety.release("stopped")
 
     def stop(self, now_ns: int, reason: str = "stopped by ~/stop") -> None:
         """Decelerate and hold until ``start``."""
+        self.running = False
         self.safety.hold("stopped", reason)
         self.motion.hold(now_ns)
+
+    def enable(self, enabled: bool, now_ns: int) -> None:
+        """Gate of all motion beside the lifecycle: disabled, the arm holds and everything stays configured."""
+        if enabled == self.enabled:
+            return
+        self.enabled = enabled
+        self._gate("disabled", None if enabled else "disabled by ~/enable", now_ns)
+
+    def watch_output(self, problem: str | None, now_ns: int) -> None:
+        """Nobody takes the commands (a reason), or somebody does (None): no motion into the void."""
+        if (problem is None) != (self.safety.held("output") is None):
+            self._gate("output", problem, now_ns)
+
+    def output_fault(self, reason: str, now_ns: int) -> None:
+        """A controller gave up what it was told: hold, try again from where the arm is; latch at one too many."""
+        if not self.running or not self.safety.may_move:
+            return
+        log.error("%s", reason)
+        self._output_faults += 1
+        self.safety.fault("controller", reason, now_ns, self._output_faults, "goals given up by the controller")
+        self.motion.restart(now_ns)
+
+    def apply(self, options: SessionOptions) -> None:
+        """Take other numbers while running; what belongs to configure must be the same."""
+        self.options = options
+        self.noise_seed = options.noise_seed
+        self.scheduler.execution_horizon_steps = options.execution_horizon_steps
+        self.scheduler.blend_time_s = options.blend_time_s
+        self.safety.configure(options.max_consecutive_errors, options.retry_delay_s)
+        self.buffer.tighten(options.image_timeout_s, options.joint_states_timeout_s)
+
+    def _gate(self, key: str, reason: str | None, now_ns: int) -> None:
+        """Close or open a gate; behind a gate that opens the motion begins at the measured position."""
+        if reason is not None:
+            self.safety.hold(key, reason)
+            self.motion.hold(now_ns)
+            return
+        self.safety.release(key)
+        if self.running:
+            self.restart(now_ns)
+
+    def press_emergency_stop(self, topic: str, pressed: bool, now_ns: int) -> None:
+        """A message of a switch: true holds and latches. What ``motion.tick`` returns next must be sent."""
+        if not self.emergency_stop.set(topic, pressed):
+            return
+        self._latch_emergency_stop()
+        if self.running:
+            self.stop(now_ns, "stopped by the emergency stop; ~/start begins anew")
+        else:
+            self.motion.hold(now_ns)
+
+    def _latch_emergency_stop(self) -> None:
+        self.safety.latch("e_stop", "emergency stop; release it, then call ~/reset_fault and ~/start")
 
     def restart(self, now_ns: int) -> None:
         """Brake, then drop the plan; drop chunks under way and all samples now, as after a reset of the robot.
@@ -171,18 +235,31 @@ class PolicySession:
         self.safety.release("policy")
         self.safety.release("tracking")
         self.ticks.restart()
-        self._late_in_a_row = 0
-        self._waiting_since_ns = None
-        self._ready_since_restart = False
+        self.judge.restart()
+        self.supervision.restart()
+        self._started_ns = now_ns
+
+    @property
+    def deactivate_requested(self) -> bool:
+        """The policy cannot run any more: the node should deactivate."""
+        return self._active and self.judge.device_lost
 
     @property
     def starting(self) -> bool:
         """No complete set of samples came since the last restart, so a hold is no fault yet."""
-        return not self._ready_since_restart
+        return not self.supervision.ready
 
     def reset_fault(self) -> list[str]:
-        """Clear latched faults; returns what they were."""
-        self._late_in_a_row = 0
+        """Clear latched faults; returns what they were.
+
+        Raises:
+            Refused: The emergency stop is pressed, or was released a moment ago.
+        """
+        refusal = self.emergency_stop.refusal()
+        if refusal is not None:
+            raise Refused(refusal)
+        self.judge.reset()
+        self._output_faults = 0
         self.motion.tracking.reset()
         return list(self.safety.reset())
 
@@ -198,14 +275,18 @@ class PolicySession:
         Returns:
             The trajectory to send, None for silence.
         """
-        self.ticks.tick(now_ns)
+        watch = self.supervision
         self._last_step_ns = now_ns
         self.safety.update(now_ns)
-        self._watch_sensors(now_ns)
-        self._watch_worker(now_ns)
+        self.notices.update(now_ns)
+        watch.watch_timer(now_ns)
+        watch.watch_sensors(now_ns, self.options.startup_warn_s)
+        watch.watch_inference(now_ns, self.options.inference_timeout_s)
         self.collect(now_ns)
-        self._watch_tracking(now_ns)
-        self._watch_supply(now_ns)
+        if not self.options.dry_run:
+            watch.watch_tracking(now_ns)
+        watch.watch_supply(now_ns, self.instruction, self.latency_s.get(95))
+        self._watch_start(now_ns)
         if not self.safety.may_move:
             self.motion.hold(now_ns)
         message = self.motion.tick(now_ns)
@@ -222,7 +303,7 @@ class PolicySession:
             self.scheduler.retry()
             return False
         if result.error is not None:
-            self._inference_failed(result.error, now_ns)
+            self.judge.failed(result.error, now_ns)
             return False
         self.latency_s.add(result.duration_s)
         return self._use(result, now_ns)
@@ -247,16 +328,24 @@ class PolicySession:
 
     def _infer(self, job: _Job) -> ActionChunk:
         images = {key: self._decode(message, key) for key, message in job.snapshot.images.items()}
+        for key, rgb in images.items():
+            self._image_watch.look(key, rgb, job.snapshot.image_stamps_ns[key])
         observation = job.snapshot.observation(images, job.instruction, self._binding)
         return self.policy.infer(observation, seed=job.noise_seed)
 
     def _use(self, result: InferenceResult[_Job], now_ns: int) -> bool:
         assert result.chunk is not None
+        if not self.judge.fits(result.chunk.actions):
+            self.guard.counters.rejected["shape"] += 1
+            self.motion.hold(now_ns)
+            return False
         measured = self.buffer.joint_positions(now_ns)
         if measured is None or not (self._active and self.safety.may_move):
             self.scheduler.dropped["hold"] += 1
             return False
         try:
+            if self.options.dry_run:
+                self.motion.forget()
             self.motion.on_chunk(
                 result.ticket,
                 result.chunk,
@@ -266,88 +355,20 @@ class PolicySession:
                 result.job.snapshot.positions,
             )
         except ChunkDropped as dropped:
-            self._chunk_dropped(dropped)
+            self.judge.dropped(dropped)
             return False
         except ChunkRejected as rejected:
-            log.error("chunk refused (%s): %s", rejected.kind, rejected)
-            self.safety.policy_error(f"chunk refused: {rejected}", now_ns)
-            self.scheduler.retry()
+            self.judge.refused(rejected, now_ns)
             return False
         self.reaction_s.add(float(seconds(now_ns - result.ticket.observation_ns)))
-        self.safety.policy_success()
-        self._late_in_a_row = 0
+        self.judge.accepted()
+        self.notices.set("inert", self._inert_watch.look(result.chunk.actions, now_ns))
         return True
 
-    def _chunk_dropped(self, dropped: ChunkDropped) -> None:
-        log.debug("chunk dropped (%s): %s", dropped.kind, dropped)
-        self.scheduler.retry()
-        if dropped.kind != "late":
-            return
-        self._late_in_a_row += 1
-        if self._late_in_a_row >= MAX_LATE_CHUNKS:
-            self.safety.latch(
-                "late",
-                f"{self._late_in_a_row} chunks in a row came after their own end: inference takes "
-                f"{self.latency_s.get(50):.2f} s, a chunk lasts "
-                f"{self.policy.spec.horizon / self.policy.spec.control_hz:.2f} s; "
-                "use a faster device or a smaller policy",
-            )
-
-    def _inference_failed(self, error: Exception, now_ns: int) -> None:
-        self.scheduler.retry()
-        if isinstance(error, InstructionError):
-            log.error("instruction refused: %s", error)
-            self.safety.hold("instruction", str(error))
-            return
-        log.error("inference failed: %s: %s", type(error).__name__, error, exc_info=error)
-        self.safety.policy_error(f"{type(error).__name__}: {error}", now_ns)
-
-    def _watch_sensors(self, now_ns: int) -> None:
-        problem = self.buffer.problem(now_ns)
-        if problem is None:
-            self._ready_since_restart = True
-            self.safety.release("sensors")
-            self.safety.warn("startup", None)
-            self._waiting_since_ns = None
-            return
-        self.safety.hold("sensors", problem.reason)
-        if self._waiting_since_ns is None:
-            self._waiting_since_ns = now_ns
-        if now_ns - self._waiting_since_ns > nanoseconds(self.options.startup_warn_s):
-            self.safety.warn(
-                "startup",
-                f"no usable data from {problem.stream!r} for {self.options.startup_warn_s:.0f} s: is it published, "
-                "is the topic remapped, is its QoS compatible (the subscription is best effort, volatile)?",
-            )
-
-    def _watch_worker(self, now_ns: int) -> None:
-        running_s = self.worker.running_s
-        if running_s > self.options.inference_timeout_s and not self.worker.abandoned:
-            self.worker.abandon()
-            reason = (
-                f"inference has not returned for {self.options.inference_timeout_s:.1f} s; its result will be dropped"
-            )
-            log.error("%s", reason)
-            self.safety.policy_error(reason, now_ns)
-            self.safety.hold("inference", reason)
-
-    def _watch_tracking(self, now_ns: int) -> None:
-        sample = self.buffer.joint_sample()
-        if sample is None or self.motion.holding or now_ns - sample[0] > nanoseconds(1.0):
-            return
-        reason = self.motion.watch_tracking(*sample)
-        if reason is not None:
-            log.error("%s", reason)
-            self.safety.fault("tracking", reason, now_ns, self.motion.tracking.losses, "tracking losses")
-            self.motion.restart(now_ns)
-
-    def _watch_supply(self, now_ns: int) -> None:
-        waiting = not self.instruction
-        self.safety.warn("instruction", "no instruction yet: set the parameter 'instruction'" if waiting else None)
-        starved = self.motion.plan is not None and not self.motion.holding and now_ns >= self.motion.plan.end_ns
-        self.safety.warn(
-            "supply",
-            f"the plan ran out before the next chunk: inference p95 {self.latency_s.get(95):.3f} s"
-            if starved
-            else None,
-        )
+    def _watch_start(self, now_ns: int) -> None:
+        """Give up a start that gets no data: whoever pressed the button may have gone."""
+        waited_ns = now_ns - self._started_ns
+        if self.running and self.starting and waited_ns > nanoseconds(self.options.start_timeout_s):
+            cause = self.safety.held("sensors") or "no complete set of samples"
+            log.error("start aborted: %s", cause)
+            self.stop(now_ns, f"start aborted after {self.options.start_timeout_s:g} s: {cause}")

@@ -41,7 +41,7 @@ class Percentiles:
 
 
 class TickMonitor:
-    """Rate and missed ticks of a periodic callback.
+    """Rate, jitter and missed ticks of a periodic callback.
 
     Args:
         period_s: Nominal period.
@@ -49,9 +49,16 @@ class TickMonitor:
     """
 
     def __init__(self, period_s: float, size: int = 200) -> None:
+        self.period_s = period_s
         self._period_ns = period_s * 1e9
         self._ticks: deque[int] = deque(maxlen=size)
         self.missed = 0
+        self.late = 0
+        """Ticks that came more than two periods after the one before."""
+        self.gap_s = float("nan")
+        """Time between the last two ticks."""
+        self.jitter_s = Percentiles(size=3000)
+        """Deviation of each gap from the period; 3000 are two and a half minutes at 20 Hz."""
 
     def tick(self, now_ns: int) -> bool:
         """Note a tick; True if it came more than two periods after the one before (a starved timer)."""
@@ -60,11 +67,22 @@ class TickMonitor:
             gap = now_ns - self._ticks[-1]
             if gap < 0:
                 self._ticks.clear()
+            else:
+                self.gap_s = gap / 1e9
+                self.jitter_s.add(abs(gap - self._period_ns) / 1e9)
             late = gap > 2.0 * self._period_ns
+            self.late += late
             # Half a period of grace: a tick that is only late is not a missed one.
             self.missed += max(0, round(gap / self._period_ns) - 1) if late else 0
         self._ticks.append(now_ns)
         return late
+
+    def set_period(self, period_s: float) -> None:
+        """The timer has another period from now on."""
+        self.period_s = period_s
+        self._period_ns = period_s * 1e9
+        self._ticks.clear()
+        self.jitter_s.clear()
 
     def restart(self) -> None:
         """The timer was stopped on purpose; the next gap is not counted."""

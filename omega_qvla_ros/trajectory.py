@@ -7,6 +7,7 @@ ends in a zero-velocity point, so that the arm stops by itself when nothing foll
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -236,3 +237,25 @@ def _points(plan: Plan, first: int, zero_ns: int) -> tuple[TrajectoryPoint, ...]
         )
         for k in range(first, len(plan.times_ns))
     )
+
+
+def pick_joints(trajectory: JointTrajectory, joints: Sequence[int]) -> JointTrajectory:
+    """The columns ``joints`` of a trajectory, in that order; the trajectory itself if these are all as they stand."""
+    index = np.asarray(joints, dtype=np.intp)
+    if len(index) == len(trajectory.joint_names) and (index == np.arange(len(index))).all():
+        return trajectory
+
+    def pick(values: np.ndarray) -> np.ndarray:
+        return values[index] if len(values) else values
+
+    points = tuple(
+        TrajectoryPoint(
+            positions=pick(point.positions),
+            time_from_start_ns=point.time_from_start_ns,
+            velocities=pick(point.velocities),
+            accelerations=pick(point.accelerations),
+            effort=pick(point.effort),
+        )
+        for point in trajectory.points
+    )
+    return JointTrajectory(tuple(trajectory.joint_names[k] for k in index), trajectory.stamp_ns, points)

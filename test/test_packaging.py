@@ -32,6 +32,7 @@ THIRD_PARTY = {
     "PIL": ("pillow", "python3-pil"),
     "ament_index_python": ("ros-ament-index-python", "ament_index_python"),
     "apsw": ("apsw", None),
+    "control_msgs": (None, "control_msgs"),
     "cv2": ("opencv-python-headless", "python3-opencv"),
     "cv_bridge": ("cv-bridge", "cv_bridge"),
     "imageio": ("imageio", "python3-imageio"),

@@ -58,7 +58,7 @@ def limits_from_urdf(xml: str, joint_names: Sequence[str]) -> dict[str, UrdfLimi
         ConfigError: No URDF, a document type or entities in it, a joint that is not there (with the nearest name) or
             does not move, or a limit that is no finite number.
     """
-    joints = {joint.get("name", ""): joint for joint in _robot(xml).findall("joint")}
+    joints = {joint.get("name", ""): joint for joint in read_urdf(xml).findall("joint")}
     found = {}
     for name in joint_names:
         if name not in joints:
@@ -89,7 +89,12 @@ def with_urdf_limits(contract: RobotContract, limits: Mapping[str, UrdfLimits]) 
     return replace(contract, joints=joints)
 
 
-def _robot(xml: str) -> ElementTree.Element:
+def read_urdf(xml: str) -> ElementTree.Element:
+    """The ``<robot>`` element of a URDF from a stranger.
+
+    Raises:
+        ConfigError: No URDF, too large, or it declares a document type or entities.
+    """
     if len(xml) > MAX_URDF_CHARACTERS:
         raise ConfigError(f"the URDF has {len(xml)} characters, more than {MAX_URDF_CHARACTERS}; is it a URDF?")
     if "<!DOCTYPE" in xml or "<!ENTITY" in xml:

@@ -20,6 +20,25 @@ LEVELS = {
 }
 
 
+STATUS_KEYS = (
+    "lifecycle",
+    "state",
+    "reasons",
+    "warnings",
+    "running",
+    "enabled",
+    "e_stop",
+    "dry_run",
+    "instruction",
+    "task",
+    "epoch",
+    "deactivate_requested",
+    "plan_left_s",
+    "inference_p95_ms",
+)
+"""What ``~/status`` shows of the diagnostics."""
+
+
 def session_values(session: PolicySession, now_ns: int) -> dict[str, object]:
     """Everything worth knowing about a session. Durations in s or ms as the key says, NaN before the first sample."""
     counters = session.guard.counters
@@ -28,6 +47,12 @@ def session_values(session: PolicySession, now_ns: int) -> dict[str, object]:
     values: dict[str, object] = {
         "state": session.safety.state.name,
         "reasons": "; ".join(session.safety.reasons),
+        "warnings": "; ".join(session.notices.texts),
+        "running": session.running,
+        "dry_run": session.options.dry_run,
+        "task": scheduler.task,
+        "epoch": scheduler.epoch,
+        "deactivate_requested": session.deactivate_requested,
         "instruction": session.instruction,
         "policy": spec.name,
         "quantization": spec.quantization,
@@ -40,7 +65,12 @@ def session_values(session: PolicySession, now_ns: int) -> dict[str, object]:
         "reaction_p95_ms": 1e3 * session.reaction_s.get(95),
         "control_rate_hz": session.ticks.rate_hz,
         "control_ticks_missed": session.ticks.missed,
+        "control_ticks_late": session.ticks.late,
+        "control_jitter_p50_ms": 1e3 * session.ticks.jitter_s.get(50),
+        "control_jitter_p99_ms": 1e3 * session.ticks.jitter_s.get(99),
         "plan_left_s": motion.queue_s(now_ns),
+        "queue_depth_steps": math.ceil(motion.queue_s(now_ns) / session.contract.period_s - 1e-9),
+        "chunks_dropped_late": scheduler.dropped["late"],
         "chunks_accepted": scheduler.accepted,
         "steps_skipped": scheduler.skipped_steps,
         "trajectories_published": motion.counters.published,
@@ -77,6 +107,9 @@ def session_status(
     message = safety.state.name + (f": {safety.reasons[0]}" if safety.reasons else "")
     values = {**extra, **session_values(session, now_ns)}
     level = LEVELS[safety.state]
+    notices = session.notices.texts
+    if notices:
+        level, message = max(level, DiagnosticStatus.WARN), f"{message}; {notices[0]}"
     if clock is not None:
         # Nothing is judged while the timer does not run, so the state is an old one.
         level, message = max(level, DiagnosticStatus.WARN), f"{clock} ({message})"

@@ -1,4 +1,6 @@
-"""The parameters of every node in one table: name, default, range, description, origin of the number.
+"""The parameters of every node in a table: name, default, range, description, origin of the number.
+
+The policy node's table is in ``policy_parameters``.
 
 ``config/<node>.yaml`` repeats the defaults with the descriptions as comments; a test compares both.
 """
@@ -39,6 +41,7 @@ class ParameterSpec:
         when: When it may change.
         minimum: Smallest value, for numbers.
         maximum: Largest value, for numbers.
+        choices: All values that there are, for words.
     """
 
     name: str
@@ -48,12 +51,28 @@ class ParameterSpec:
     when: When = When.START
     minimum: float | None = None
     maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def problem(self, given: object) -> str | None:
+        """Why a value of the right type is none of the choices, None if it is."""
+        if not self.choices or given in self.choices:
+            return None
+        near = difflib.get_close_matches(str(given), self.choices, n=1, cutoff=0.0)
+        return f"{self.name} is {given!r}; choose {' or '.join(map(repr, self.choices))} (nearest: {near[0]!r})"
 
     def descriptor(self) -> ParameterDescriptor:
         """The ROS descriptor; parameters that are fixed at start are read-only."""
         descriptor = ParameterDescriptor(
             description=self.description,
-            additional_constraints=f"changes {self.when.value}" + (f"; {self.origin}" if self.origin else ""),
+            additional_constraints="; ".join(
+                text
+                for text in (
+                    f"one of {', '.join(self.choices)}" if self.choices else "",
+                    f"changes {self.when.value}",
+                    self.origin,
+                )
+                if text
+            ),
             read_only=self.when is When.START,
         )
         if self.minimum is not None and self.maximum is not None:
@@ -66,121 +85,6 @@ class ParameterSpec:
                 ]
         return descriptor
 
-
-POLICY_NODE = (
-    ParameterSpec(
-        "checkpoint",
-        "tabletop_w4a4",
-        "Checkpoint or pack folder, or the name of a shipped policy.",
-        when=When.CONFIGURE,
-    ),
-    ParameterSpec(
-        "contract", "tabletop", "Robot contract: a YAML file or a shipped robot's name.", when=When.CONFIGURE
-    ),
-    ParameterSpec("device", "cpu", "Where the policy computes: cpu or cuda.", when=When.CONFIGURE),
-    ParameterSpec(
-        "num_steps",
-        0,
-        "Denoise steps; 0 is the checkpoint's own number, any other that it was not made for is refused.",
-        when=When.CONFIGURE,
-        minimum=0,
-        maximum=100,
-    ),
-    ParameterSpec(
-        "inference_threads",
-        0,
-        "CPU threads of one inference; 0 leaves it to torch.",
-        "1 is best for small policies beside a simulator on two cores",
-        when=When.CONFIGURE,
-        minimum=0,
-        maximum=256,
-    ),
-    ParameterSpec(
-        "control_rate_hz",
-        0.0,
-        "Rate at which the trajectory window is sent, in Hz, not below the contract's; 0 is the contract's rate.",
-        when=When.CONFIGURE,
-        minimum=0.0,
-        maximum=1000.0,
-    ),
-    ParameterSpec(
-        "instruction",
-        "",
-        "What the arm is told, in words; empty at start means the contract's default. Also topic ~/instruction.",
-        when=When.LIVE,
-    ),
-    ParameterSpec(
-        "execution_horizon",
-        0,
-        "Steps of a chunk after which the next inference starts; 0 is the contract's number.",
-        "4 steps gave 100 of 100, 8 steps 97, 16 steps 90 in the synchronous prototype",
-        when=When.LIVE,
-        minimum=0,
-        maximum=1000,
-    ),
-    ParameterSpec(
-        "blend_time_s",
-        -1.0,
-        "Time over which a new chunk replaces the committed motion, in s; negative is the contract's number.",
-        when=When.LIVE,
-        minimum=-1.0,
-        maximum=5.0,
-    ),
-    ParameterSpec(
-        "noise_seed",
-        0,
-        "Seed of the start noise: another noise for every inference, the same ones again after each ~/start.",
-        when=When.LIVE,
-        minimum=0,
-        maximum=2**31 - 1,
-    ),
-    ParameterSpec(
-        "inference_timeout_s",
-        2.0,
-        "An inference that has not returned after this wall time holds the arm; its result is dropped. In s.",
-        "the longest that an arm may stand without anybody being told",
-        when=When.CONFIGURE,
-        minimum=0.05,
-        maximum=600.0,
-    ),
-    ParameterSpec(
-        "retry_delay_s",
-        0.5,
-        "Hold after a failed inference or a refused chunk before the next attempt, in s.",
-        "LeRobot's real-time chunking engine",
-        when=When.CONFIGURE,
-        minimum=0.0,
-        maximum=60.0,
-    ),
-    ParameterSpec(
-        "max_consecutive_errors",
-        3,
-        "Failed inferences or refused chunks in a row after which the arm is latched until ~/reset_fault.",
-        "LeRobot's 10 are too many for an arm",
-        when=When.CONFIGURE,
-        minimum=1,
-        maximum=100,
-    ),
-    ParameterSpec(
-        "startup_warn_s",
-        5.0,
-        "After this time without usable sensor data the state says which topic and what to check. In s.",
-        when=When.CONFIGURE,
-        minimum=0.1,
-        maximum=600.0,
-    ),
-    ParameterSpec(
-        "start_on_activate",
-        True,
-        "Move as soon as the node is active; false waits for ~/start.",
-        when=When.CONFIGURE,
-    ),
-    ParameterSpec(
-        "auto_activate",
-        False,
-        "Configure and activate at start-up, where no lifecycle manager does it.",
-    ),
-)
 
 MUJOCO_BRIDGE_NODE = (
     ParameterSpec(
@@ -332,12 +236,12 @@ def declare(node: Node, specs: Sequence[ParameterSpec]) -> list[str]:
     """Declare every parameter of a table; values from files and the command line are checked against the ranges.
 
     Returns:
-        One message per given parameter that the table does not have, with the nearest name. ROS ignores such a
-        parameter silently, and the default in its place moves the arm.
+        One message per given value that is none of the choices, and per given parameter that the table does not have,
+        with the nearest name. ROS ignores such a parameter silently, and the default in its place moves the arm.
     """
     for spec in specs:
         node.declare_parameter(spec.name, spec.default, spec.descriptor())
-    messages = []
+    messages = [text for spec in specs if (text := spec.problem(node.get_parameter(spec.name).value))]
     for name in sorted(set(getattr(node, "_parameter_overrides", {}))):
         if not node.has_parameter(name) and not name.startswith("qos_overrides."):
             near = difflib.get_close_matches(name, [spec.name for spec in specs], n=1, cutoff=0.0)
@@ -364,6 +268,7 @@ def checker(
         checks: Name -> function that returns the reason for refusing a value, or None.
     """
     when = {spec.name: spec.when for spec in specs}
+    by_name = {spec.name: spec for spec in specs}
 
     def check(parameters: list[Parameter]) -> SetParametersResult:
         for parameter in parameters:
@@ -371,7 +276,10 @@ def checker(
                 return SetParametersResult(
                     successful=False, reason=f"{parameter.name!r} is read at configure; clean up the node first"
                 )
-            reason = checks[parameter.name](parameter.value) if parameter.name in checks else None
+            spec = by_name.get(parameter.name)
+            reason = spec.problem(parameter.value) if spec is not None else None
+            if reason is None and parameter.name in checks:
+                reason = checks[parameter.name](parameter.value)
             if reason is not None:
                 return SetParametersResult(successful=False, reason=reason)
         return SetParametersResult(successful=True)

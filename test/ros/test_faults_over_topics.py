@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
-from builtin_interfaces.msg import Time
 from graph_fixtures import Graph
-from rclpy.qos import qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
+from sensor_publisher import publish_sensors
+from trajectory_msgs.msg import JointTrajectory
 
 from omega_qvla_core.envs.tabletop import JOINT_NAMES
 from omega_qvla_ros import jtc, msgs
-
-
-def publish_sensors(
-    graph: Graph,
-    change: Callable[[JointState, Image], None] = lambda state, image: None,
-    now: Callable[[], Time] | None = None,
-) -> None:
-    """Both cameras and all joints at 20 Hz from the probe; ``change`` may spoil each pair of messages."""
-    node = graph.node
-    cameras = [node.create_publisher(Image, f"{key}/image_raw", qos_profile_sensor_data) for key in ("front", "wrist")]
-    joints = node.create_publisher(JointState, "joint_states", qos_profile_sensor_data)
-
-    def tick() -> None:
-        state = JointState(name=list(JOINT_NAMES), position=[0.02] * 7)
-        image = Image(height=128, width=128, encoding="rgb8", step=384, data=bytes(128 * 384))
-        state.header.stamp = image.header.stamp = now() if now else node.get_clock().now().to_msg()
-        change(state, image)
-        joints.publish(state)
-        for camera in cameras:
-            camera.publish(image)
-
-    node.create_timer(0.05, tick)
 
 
 def test_restart_then_stop_stops_the_arm(graph: Graph, checkpoint: str) -> None:
@@ -87,6 +64,7 @@ def test_clock_that_jumps_back_holds_the_arm_where_it_is_with_stamp_zero(graph: 
 
 def test_arm_whose_controller_is_inactive_is_held_and_latched(graph: Graph) -> None:
     """The commands go nowhere, so the arm never follows; the shipped policy asks for the same motion for ever."""
+    graph.node.create_subscription(JointTrajectory, "nowhere", lambda _: None, 10)
     graph.start_bridge(task="touch:red", episode_limit_s=1000.0)
     graph.start_policy({"joint_trajectory": "nowhere"}, checkpoint="tabletop_w4a4", auto_activate=True)
     graph.wait_policy("LATCHED", "3 tracking losses in a row, the last one: joint 'joint_")

@@ -11,13 +11,13 @@ from rclpy.context import Context
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from omega_qvla_ros.nodes import parameters
+from omega_qvla_ros.nodes import parameters, policy_parameters
 from omega_qvla_ros.nodes.parameters import When
 from omega_qvla_ros.process_environment import free_domain_id
 from omega_qvla_ros.resources import config_file
 
 TABLES = {
-    "policy_node": parameters.POLICY_NODE,
+    "policy_node": policy_parameters.POLICY_NODE,
     "mujoco_bridge_node": parameters.MUJOCO_BRIDGE_NODE,
     "episode_runner_node": parameters.EPISODE_RUNNER_NODE,
     "recorder_node": parameters.RECORDER_NODE,
@@ -61,8 +61,8 @@ def test_every_number_has_a_range_that_holds_its_default(name: str) -> None:
 
 def test_declared_with_descriptors_and_ranges(context: Context) -> None:
     made = node(context)
-    assert parameters.declare(made, parameters.POLICY_NODE) == []
-    for spec in parameters.POLICY_NODE:
+    assert parameters.declare(made, policy_parameters.POLICY_NODE) == []
+    for spec in policy_parameters.POLICY_NODE:
         descriptor = made.describe_parameter(spec.name)
         assert descriptor.description == spec.description
         assert descriptor.read_only == (spec.when is When.START)
@@ -75,7 +75,7 @@ def test_declared_with_descriptors_and_ranges(context: Context) -> None:
 
 def test_misspelt_parameter_is_named_with_the_nearest_one(context: Context) -> None:
     made = node(context, checkpont="x")
-    assert parameters.declare(made, parameters.POLICY_NODE) == [
+    assert parameters.declare(made, policy_parameters.POLICY_NODE) == [
         "unknown parameter 'checkpont'; did you mean 'checkpoint'?"
     ]
     made.destroy_node()
@@ -83,11 +83,11 @@ def test_misspelt_parameter_is_named_with_the_nearest_one(context: Context) -> N
 
 def test_changes_at_the_wrong_time_and_bad_values_are_refused_with_a_reason(context: Context) -> None:
     made = node(context)
-    parameters.declare(made, parameters.POLICY_NODE)
+    parameters.declare(made, policy_parameters.POLICY_NODE)
     configured = False
     made.add_on_set_parameters_callback(
         parameters.checker(
-            parameters.POLICY_NODE, lambda: configured, {"instruction": lambda text: None if text else "empty"}
+            policy_parameters.POLICY_NODE, lambda: configured, {"instruction": lambda text: None if text else "empty"}
         )
     )
 

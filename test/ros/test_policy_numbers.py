@@ -10,7 +10,7 @@ from rclpy.parameter import Parameter
 from robot_fixtures import toy_contract, toy_spec
 
 from omega_qvla_core.errors import ConfigError
-from omega_qvla_ros.nodes import diagnostics, loading, parameters
+from omega_qvla_ros.nodes import diagnostics, loading, parameters, policy_parameters
 from omega_qvla_ros.process_environment import free_domain_id
 
 
@@ -29,7 +29,7 @@ def node(context: Context):
     def make(**overrides: object) -> Node:
         given = [Parameter(name, value=value) for name, value in overrides.items()]
         made.append(Node("node", context=context, parameter_overrides=given, start_parameter_services=False))
-        assert parameters.declare(made[-1], parameters.POLICY_NODE) == []
+        assert parameters.declare(made[-1], policy_parameters.POLICY_NODE) == []
         return made[-1]
 
     yield make

@@ -21,7 +21,7 @@ from omega_qvla_core.policy_types import CameraSpec
 from omega_qvla_core.runtime.policy import Policy
 from omega_qvla_core.runtime.random_policy import random_policy
 from omega_qvla_ros.contract import check_policy, contract_from_dict, load_contract
-from omega_qvla_ros.nodes import loading, parameters
+from omega_qvla_ros.nodes import loading, parameters, policy_parameters
 from omega_qvla_ros.process_environment import free_domain_id
 from omega_qvla_ros.resources import config_file
 
@@ -107,9 +107,9 @@ def node(context: Context, configured: bool = True, **overrides: object) -> tupl
     """A node with the policy node's parameters and their checks, and what is unknown among the given ones."""
     given = [Parameter(name, value=value) for name, value in overrides.items()]
     made = Node("node", context=context, parameter_overrides=given, start_parameter_services=False)
-    unknown = parameters.declare(made, parameters.POLICY_NODE)
+    unknown = parameters.declare(made, policy_parameters.POLICY_NODE)
     checks = {"instruction": loading.instruction_problem}
-    made.add_on_set_parameters_callback(parameters.checker(parameters.POLICY_NODE, lambda: configured, checks))
+    made.add_on_set_parameters_callback(parameters.checker(policy_parameters.POLICY_NODE, lambda: configured, checks))
     return made, unknown
 
 

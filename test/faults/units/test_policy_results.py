@@ -72,6 +72,7 @@ def test_fault_21_width_that_only_shows_at_run_time_latches(rig: Rig, shape: tup
     rig.policy.infer = lambda *args, **kwargs: ActionChunk(np.zeros(shape), 0.05, 0.05)
     run_until(rig, State.LATCHED)
     assert "actions of shape" in rig.session.safety.reasons[0] and str(list(shape)) in rig.session.safety.reasons[0]
+    rig.run(10)  # it latches at once, so the arm still has to brake
     assert rig.speed == 0.0
 
 
