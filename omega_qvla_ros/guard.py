@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
 
-from omega_qvla_ros.contract import RobotContract
-from omega_qvla_ros.splines import knot_velocities, nanoseconds, seconds, segment_peak_speeds, segment_ranges
+from omega_qvla_core.errors import ConfigError
+from omega_qvla_ros.contract import JointLimits, RobotContract
+from omega_qvla_ros.follower import excess, follow, stretched
+from omega_qvla_ros.splines import knot_velocities, nanoseconds, seconds
 from omega_qvla_ros.trajectory import Plan, brakable_velocity
 
 _TOLERANCE = 1e-9
-_SPEED_SHRINK = 0.92
-_MAX_SHRINKS = 80  # 0.92^80 = 0.0013: by then the segment's own slope no longer matters
+_CHECK_TOLERANCE = 1e-6
+"""Slack of the last check, relative to the limit: what rounding in a segment of a millisecond can amount to."""
+MAX_STRETCH = 4.0
+"""``scale`` slows a chunk down by at most this; one that is still too fast is no plan for this arm and is refused."""
 
 
 class ChunkRejected(Exception):
@@ -33,18 +37,77 @@ class ChunkRejected(Exception):
 
 @dataclass
 class GuardCounters:
-    """What the guard did since the node was configured: per joint where it clamped, per kind where it refused."""
+    """What the guard did since the node was configured.
+
+    Attributes:
+        clamped_position: Joint -> chunks in which a target was outside its limits and was moved inside.
+        clamped_velocity: Joint -> chunks that asked for more than its velocity limit and were followed more slowly.
+        clamped_acceleration: Joint -> chunks that asked for more than its acceleration limit, likewise.
+        stretched: Chunks that ``scale`` slowed down.
+        rejected: Kind -> chunks refused.
+        rejected_joints: ``kind.joint`` -> chunks refused because of this joint.
+    """
 
     clamped_position: Counter[str] = field(default_factory=Counter)
     clamped_velocity: Counter[str] = field(default_factory=Counter)
+    clamped_acceleration: Counter[str] = field(default_factory=Counter)
+    stretched: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    rejected_joints: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class LimitScales:
+    """Live limits as shares of the contract's, each greater than 0 and at most 1.
+
+    Attributes:
+        position: Share of every joint's range that is left, about its middle.
+        velocity: Share of ``max_velocity``; ``max_jump`` shrinks with it.
+        acceleration: Share of ``max_acceleration``. Holds and emergency braking keep the contract's.
+    """
+
+    position: float = 1.0
+    velocity: float = 1.0
+    acceleration: float = 1.0
+
+    def check(self) -> None:
+        """Refuse scales that would loosen the contract.
+
+        Raises:
+            ConfigError: Naming the scale and its value.
+        """
+        for name in ("position", "velocity", "acceleration"):
+            value = getattr(self, name)
+            if not 0.0 < value <= 1.0:
+                raise ConfigError(
+                    f"the {name} limit scale is {value}; it must be greater than 0 and at most 1, because limits may "
+                    "only be tighter than the contract's"
+                )
+
+    def apply(self, limits: JointLimits) -> JointLimits:
+        """The contract's limits, tightened."""
+        middle = (limits.position_min + limits.position_max) / 2.0
+        half = (limits.position_max - limits.position_min) / 2.0 * self.position
+        whole = self.position == 1.0
+        return replace(
+            limits,
+            position_min=limits.position_min if whole else middle - half,
+            position_max=limits.position_max if whole else middle + half,
+            max_velocity=limits.max_velocity * self.velocity,
+            max_acceleration=limits.max_acceleration * self.acceleration,
+            max_jump=limits.max_jump * self.velocity,
+        )
 
 
 class MotionGuard:
-    """Checks chunks and limits plans of one robot: finite values, positions, steps and speeds, not accelerations.
+    """Checks chunks and limits plans of one robot: finite values, positions, jumps, speeds and accelerations.
 
     Args:
         contract: Joint names, limits and limit mode.
+
+    Attributes:
+        contract_limits: As the contract has them; holds brake with these.
+        counters: What it did.
     """
 
     def __init__(self, contract: RobotContract) -> None:
@@ -52,8 +115,36 @@ class MotionGuard:
         self._mode = contract.limits.mode
         self._reject_beyond = contract.limits.reject_beyond_range
         self._period_s = contract.period_s
-        self.limits = contract.joint_limits()
+        self.contract_limits = contract.joint_limits()
+        self._limits = self.contract_limits
+        self._scales = LimitScales()
         self.counters = GuardCounters()
+
+    @property
+    def limits(self) -> JointLimits:
+        """The limits of the next plan: the contract's or tighter."""
+        return self._limits
+
+    @property
+    def limit_scales(self) -> LimitScales:
+        """What ``set_limit_scales`` was given last."""
+        return self._scales
+
+    def set_limit_scales(self, scales: LimitScales) -> None:
+        """Tighten the limits from the next chunk on, or give the contract's back.
+
+        A joint that is too fast or too near to a tightened limit brakes into it with the tightened acceleration; where
+        that would pass the contract's own position limit, with the contract's.
+
+        Args:
+            scales: Shares of the contract's limits.
+
+        Raises:
+            ConfigError: A scale is not within (0, 1]; the present ones stay.
+        """
+        scales.check()
+        self._scales = scales
+        self._limits = scales.apply(self.contract_limits)
 
     def check_actions(self, actions: np.ndarray, steps: int) -> None:
         """Refuse a chunk of the wrong shape or with values that are not finite.
@@ -71,45 +162,43 @@ class MotionGuard:
         finite = np.isfinite(actions)
         if not finite.all():
             step, joint = np.argwhere(~finite)[0]
-            self._reject("not_finite", f"action {step} of joint {self._names[joint]!r} is {actions[step, joint]}")
+            self._reject(
+                "not_finite", f"action {step} of joint {self._names[joint]!r} is {actions[step, joint]}", int(joint)
+            )
 
     def limit(self, head: Plan, times_ns: np.ndarray, targets: np.ndarray) -> Plan:
-        """Continue a committed plan through targets, within the limits of position, step and speed.
-
-        Acceleration is not limited here: between two knots the arm changes its speed as fast as the targets ask for.
-        ``max_acceleration`` limits holds and the end of every plan (``stop_knots``, ``brakable_velocity``) only.
+        """Continue a committed plan through targets, within the limits of position, jump, speed and acceleration.
 
         Args:
-            head: Committed motion; its last knot is the last commanded sample, from which jumps are measured.
+            head: Committed motion; its last knot is the last commanded sample, where the new motion begins with the
+                same position and velocity, and from which jumps are measured.
             times_ns: int64 ``[N]`` times of the targets, all after the head.
             targets: ``[N, joints]``, already blended.
 
         Returns:
-            ``head`` followed by at least N knots. Positions are within the position limits (or move inwards where the
-            arm started outside), the speed of the cubic through them is nowhere above the velocity limit, and the
-            last velocity can be braked before the position limit. The end point is not added here.
+            ``head`` followed by at least N knots. The cubic through them is at every instant within the limits of
+            position (or moves inwards where the arm started outside), velocity and acceleration, and its end can be
+            braked before the position limit. The end point is not added here. In mode ``scale`` the knots may lie
+            later than ``times_ns``.
 
         Raises:
-            ChunkRejected: kind ``position``, ``jump``, ``velocity``.
+            ChunkRejected: kind ``position``, ``jump``, ``velocity`` or ``acceleration``; ``internal`` if the result
+                does not keep what is promised above, which must never happen.
         """
-        targets = self._limit_position(targets, head.positions[-1])
+        targets = self._limit_position(targets)
         self._check_jumps(head, times_ns, targets)
-        plan = self._limit_velocity(head, times_ns, targets)
-        first = len(head.times_ns) - 1
-        swinging = self._swings_out(plan, first)
-        if swinging.any():
-            outward = np.where(head.velocities[-1] > 0.0, self.limits.position_max, self.limits.position_min)
-            targets[0] = np.where(swinging, outward, targets[0])
-            plan = self._limit_velocity(head, times_ns, targets)
-            for joint in np.flatnonzero(swinging):
-                plan = self._stop_at(plan, first, int(times_ns[0]), int(joint), float(outward[joint]))
-            outside = self._swings_out(plan, first)
-            if outside.any():
-                name = self._names[int(np.flatnonzero(outside)[0])]
-                self._reject("position", f"joint {name!r} is too fast to turn before its position limit")
-        return plan
+        reference = self._reference(head, times_ns, targets)
+        over = excess(reference, self.limits)
+        if self._mode == "reject":
+            self._refuse_excess(reference, over)
+        if self._mode == "scale":
+            reference = self._stretch(reference, over)
+        self._count_excess(excess(reference, self.limits) if self._mode == "scale" else over)
+        plan = follow(reference, self.limits, self.contract_limits)
+        self._check_result(plan)
+        return head.then(plan.times_ns[1:], plan.positions[1:], plan.velocities[1:])
 
-    def _limit_position(self, targets: np.ndarray, start: np.ndarray) -> np.ndarray:
+    def _limit_position(self, targets: np.ndarray) -> np.ndarray:
         low, high = self.limits.position_min, self.limits.position_max
         outside = np.maximum(low - targets, targets - high)
         worst = np.unravel_index(int(np.argmax(outside / (high - low))), outside.shape)
@@ -121,7 +210,7 @@ class MotionGuard:
             )
             beyond = outside[worst] / (high[joint] - low[joint])
             if self._mode == "reject" or (self._reject_beyond is not None and beyond > self._reject_beyond):
-                self._reject("position", text)
+                self._reject("position", text, joint)
             for index in np.flatnonzero((outside > 0.0).any(axis=0)):
                 self.counters.clamped_position[self._names[index]] += 1
         return np.clip(targets, low, high)
@@ -134,86 +223,95 @@ class MotionGuard:
         spans_s = seconds(np.diff(np.concatenate([head.times_ns[-1:], times_ns])))
         allowed = self.limits.max_jump * np.maximum(1.0, spans_s / self._period_s)[:, None]
         steps = np.abs(np.diff(positions, axis=0))
-        excess = steps / allowed
-        worst = np.unravel_index(int(np.argmax(excess)), excess.shape)
-        if excess[worst] > 1.0 + _TOLERANCE:
+        excess_ratio = steps / allowed
+        worst = np.unravel_index(int(np.argmax(excess_ratio)), excess_ratio.shape)
+        if excess_ratio[worst] > 1.0 + _TOLERANCE:
             self._reject(
                 "jump",
                 f"joint {self._names[int(worst[1])]!r} would jump by {steps[worst]:.4f} in {spans_s[worst[0]]:.3f} s "
                 f"(from {positions[worst]:.4f} to {targets[worst]:.4f}); at most {allowed[worst]:.4f} is allowed",
+                int(worst[1]),
             )
 
-    def _limit_velocity(self, head: Plan, times_ns: np.ndarray, targets: np.ndarray) -> Plan:
-        """Follow the targets no faster than the limits, the peaks inside the cubic segments included."""
+    def _reference(self, head: Plan, times_ns: np.ndarray, targets: np.ndarray) -> Plan:
+        """The cubic through the targets from the committed state on, as the policy means it."""
         all_ns = np.concatenate([head.times_ns[-1:], times_ns])
-        spans_s = seconds(np.diff(all_ns))
-        wanted = np.abs(np.diff(np.vstack([head.positions[-1], targets]), axis=0)) / spans_s[:, None]
-        too_fast = wanted > self.limits.max_velocity * (1.0 + 1e-6)
-        if too_fast.any():
-            step, joint = np.argwhere(too_fast)[0]
-            if self._mode == "reject":
+        positions = np.vstack([head.positions[-1], targets])
+        velocities = knot_velocities(all_ns, positions, head.velocities[-1])
+        velocities[-1] = brakable_velocity(positions[-1], velocities[-1], self.limits)
+        return Plan(all_ns, positions, velocities)
+
+    def _refuse_excess(self, reference: Plan, over: dict[str, np.ndarray]) -> None:
+        for kind, unit in (("velocity", "/s"), ("acceleration", "/s^2")):
+            ratio = over[kind]
+            worst = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+            if ratio[worst] > 1.0 + _CHECK_TOLERANCE:
+                joint = int(worst[1])
+                limit = getattr(self.limits, f"max_{kind}")[joint]
+                verb = "move at" if kind == "velocity" else "accelerate with"
+                after_s = seconds(int(reference.times_ns[worst[0]] - reference.times_ns[0]))
                 self._reject(
-                    "velocity",
-                    f"joint {self._names[joint]!r} would move at {wanted[step, joint]:.3f}/s, "
-                    f"the limit is {self.limits.max_velocity[joint]:.3f}/s",
+                    kind,
+                    f"joint {self._names[joint]!r} would {verb} {ratio[worst] * limit:.3f}{unit} {after_s:.3f} s after "
+                    f"the switch, the limit is {limit:.3f}{unit}",
+                    joint,
                 )
-            for index in np.flatnonzero(too_fast.any(axis=0)):
-                self.counters.clamped_velocity[self._names[index]] += 1
-        share = np.ones_like(targets)
-        for _ in range(_MAX_SHRINKS):
-            positions = self._follow(head.positions[-1], targets, spans_s[:, None] * self.limits.max_velocity * share)
-            velocities = knot_velocities(all_ns, positions, head.velocities[-1])
-            velocities[-1] = brakable_velocity(positions[-1], velocities[-1], self.limits)
-            peaks = segment_peak_speeds(all_ns, positions, velocities)
-            over = peaks > np.maximum(self.limits.max_velocity, np.abs(head.velocities[-1])) * (1.0 + _TOLERANCE)
-            if not over.any():
-                return head.then(times_ns, positions[1:], velocities[1:])
-            share = np.where(over, share * _SPEED_SHRINK, share)
-        joint = int(np.flatnonzero(over.any(axis=0))[0])
-        self._reject("velocity", f"no speed within the limit of joint {self._names[joint]!r} follows this chunk")
-        raise AssertionError("unreachable")
 
-    @staticmethod
-    def _follow(start: np.ndarray, targets: np.ndarray, max_steps: np.ndarray) -> np.ndarray:
-        """``[N + 1, joints]`` positions that approach each target by at most ``max_steps[k]``, beginning at start."""
-        positions = np.empty((len(targets) + 1, len(start)))
-        positions[0] = start
-        for k, target in enumerate(targets):
-            positions[k + 1] = positions[k] + np.clip(target - positions[k], -max_steps[k], max_steps[k])
-        return positions
+    def _stretch(self, reference: Plan, over: dict[str, np.ndarray]) -> Plan:
+        """Slow a chunk down until its own motion fits; how the arm gets into it is the follower's work."""
+        if len(reference.times_ns) < 3:
+            return reference
+        speed, acceleration = over["velocity"][1:], over["acceleration"][1:]
+        factor = max(1.0, float(speed.max()), float(np.sqrt(acceleration.max())))
+        if factor > MAX_STRETCH:
+            kind = "velocity" if speed.max() >= np.sqrt(acceleration.max()) else "acceleration"
+            joint = int(np.argmax(over[kind][1:].max(axis=0)))
+            self._reject(
+                kind,
+                f"the chunk would have to be slowed down {factor:.1f} times for joint {self._names[joint]!r}, at most "
+                f"{MAX_STRETCH:.0f} times is done",
+                joint,
+            )
+        if factor <= 1.0 + _TOLERANCE:
+            return reference
+        self.counters.stretched += 1
+        return stretched(reference, factor * (1.0 + _TOLERANCE))
 
-    def _swings_out(self, plan: Plan, first: int) -> np.ndarray:
-        """bool ``[joints]``: the arm keeps its present speed at knot ``first`` and so swings past a position limit."""
-        start = plan.positions[first]
-        low, high = segment_ranges(plan.times_ns[first:], plan.positions[first:], plan.velocities[first:])
-        lowest = np.minimum(self.limits.position_min, start) - _TOLERANCE
-        highest = np.maximum(self.limits.position_max, start) + _TOLERANCE
-        return ((low < lowest) | (high > highest)).any(axis=0)
+    def _count_excess(self, over: dict[str, np.ndarray]) -> None:
+        for kind in ("velocity", "acceleration"):
+            counter = getattr(self.counters, f"clamped_{kind}")
+            for index in np.flatnonzero((over[kind] > 1.0 + _CHECK_TOLERANCE).any(axis=0)):
+                counter[self._names[index]] += 1
 
-    @staticmethod
-    def _stop_at(plan: Plan, first: int, before_ns: int, joint: int, limit: float) -> Plan:
-        """Insert a knot at which a joint that moves towards its limit has come to rest there.
-
-        Constant deceleration takes ``2 distance / speed``; if that is after ``before_ns`` nothing has to be done. The
-        other joints go on as before, because cutting a cubic does not change it.
-        """
-        speed = abs(float(plan.velocities[first, joint]))
-        distance = abs(limit - float(plan.positions[first, joint]))
-        if 2.0 * distance >= speed * float(seconds(before_ns - plan.times_ns[first])):
-            return plan
-        stop_ns = int(plan.times_ns[first]) + max(nanoseconds(2.0 * distance / speed), 1)
-        k = int(np.searchsorted(plan.times_ns, stop_ns, side="left"))
-        rest = k + 1 if plan.times_ns[k] == stop_ns else k
-        position, velocity = plan.sample(stop_ns)
-        position[joint], velocity[joint] = limit, 0.0
-        return Plan(
-            times_ns=np.concatenate([plan.times_ns[:k], [stop_ns], plan.times_ns[rest:]]).astype(np.int64),
-            positions=np.vstack([plan.positions[:k], position, plan.positions[rest:]]),
-            velocities=np.vstack([plan.velocities[:k], velocity, plan.velocities[rest:]]),
+    def _check_result(self, plan: Plan) -> None:
+        """Nothing leaves the guard that it has not measured: the plan against the contract's limits."""
+        over = excess(plan, self.contract_limits)
+        over["velocity"] = over["velocity"] / np.maximum(
+            1.0, np.abs(plan.velocities[0]) / self.contract_limits.max_velocity
         )
+        outside_start = np.maximum.reduce(
+            [
+                self.contract_limits.position_min - plan.positions[0],
+                plan.positions[0] - self.contract_limits.position_max,
+                np.zeros(len(self._names)),
+            ]
+        )
+        span = self.contract_limits.position_max - self.contract_limits.position_min
+        over["position"] = over["position"] - outside_start / span
+        for kind, ratio in over.items():
+            if not (ratio <= 1.0 + _CHECK_TOLERANCE).all():
+                worst = np.unravel_index(int(np.argmax(np.nan_to_num(ratio, nan=np.inf))), ratio.shape)
+                joint = int(worst[1])
+                self._reject(
+                    "internal",
+                    f"the limited plan has {ratio[worst]:.6f} times the {kind} limit of joint {self._names[joint]!r}",
+                    joint,
+                )
 
-    def _reject(self, kind: str, message: str) -> None:
+    def _reject(self, kind: str, message: str, joint: int | None = None) -> None:
         self.counters.rejected[kind] += 1
+        if joint is not None:
+            self.counters.rejected_joints[f"{kind}.{self._names[joint]}"] += 1
         raise ChunkRejected(kind, message)
 
 

@@ -22,6 +22,7 @@ from omega_qvla_ros.tracking import TrackingMonitor
 from omega_qvla_ros.trajectory import (
     JointTrajectory,
     Plan,
+    brakable_velocity,
     hold_plan,
     measured_plan,
     still_plan,
@@ -37,6 +38,10 @@ HOLD_REPEATS = 3
 """A hold is sent in so many consecutive control periods, so that one lost message does no harm."""
 HOLD_PERIODS = HOLD_REPEATS + 1
 """A hold lasts at least this long, so that its last repetition is not after its end."""
+SWITCH_LEAD_S = 0.01
+"""A new chunk replaces the committed motion so long after it was planned: the message must be there before, because a
+controller that receives it later steps from the old motion to the new one. Covers transport on one host. Holds do not
+wait."""
 STILL_SHARE = 0.02
 """A measured speed below this share of the joint's velocity limit is sensor noise of a standing joint."""
 
@@ -75,7 +80,6 @@ class Motion:
         self._horizon = horizon
         self._scheduler = scheduler
         self._guard = guard
-        self._limits = guard.limits
         self._period_ns = nanoseconds(contract.period_s)
         self._chunk_period_ns = nanoseconds(1.0 / contract.chunk_rate_hz)
         self._plan: Plan | None = None
@@ -85,7 +89,8 @@ class Motion:
         self._unstamped_since_ns: int | None = None
         self._last_tick_ns: int | None = None
         self._exhausted = True
-        self.tracking = TrackingMonitor(self._names, self._limits)
+        self._task = 0
+        self.tracking = TrackingMonitor(self._names, guard.contract_limits)
         self.counters = MotionCounters()
         self.invalid: Counter[str] = Counter()
 
@@ -93,6 +98,23 @@ class Motion:
     def plan(self) -> Plan | None:
         """The commanded plan, None before the first chunk of an epoch."""
         return self._plan
+
+    @property
+    def task(self) -> int:
+        """Which instruction the commanded plan was made for; see ``Ticket.task``."""
+        return self._task
+
+    def predicted(self, now_ns: int, step_s: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+        """What the arm will do if nothing new comes, for a marker.
+
+        Returns:
+            int64 times ``[M]`` from now to the end of the plan, and float64 positions ``[M, joints]``; empty without a
+            plan ahead.
+        """
+        if self._plan is None or now_ns >= self._plan.end_ns:
+            return np.empty(0, dtype=np.int64), np.empty((0, len(self._names)))
+        times_ns = np.append(np.arange(now_ns, self._plan.end_ns, nanoseconds(step_s)), self._plan.end_ns)
+        return times_ns.astype(np.int64), self._plan.states(times_ns)[0]
 
     def queue_s(self, now_ns: int) -> float:
         """Planned motion left, in seconds."""
@@ -141,13 +163,13 @@ class Motion:
             return
         last_ns = self._plan.end_ns if self._last_tick_ns is None else self._last_tick_ns
         position, speed = self._plan.sample(last_ns)
+        limits = self._guard.contract_limits
         if measured is not None and velocity is not None:
             # A joint that is not watched may hold something: its command is what holds it, not where it stands.
-            watched = np.isfinite(self._limits.max_tracking_error)
+            watched = np.isfinite(limits.max_tracking_error)
             position, speed = np.where(watched, measured, position), np.where(watched, velocity, speed)
-        speed = np.clip(speed, -self._limits.max_velocity, self._limits.max_velocity)
-        here = measured_plan(now_ns, position, speed, self._period_ns)
-        self._plan = hold_plan(here, now_ns, self._limits, self._period_ns, HOLD_PERIODS)
+        here = measured_plan(now_ns, position, self._startable(position, speed), self._period_ns)
+        self._plan = hold_plan(here, now_ns, limits, self._period_ns, HOLD_PERIODS)
         self._unstamped_since_ns = now_ns
         self._last_tick_ns = None
         self._hold_left = HOLD_REPEATS
@@ -177,7 +199,7 @@ class Motion:
         Args:
             ticket: What the chunk was computed from.
             chunk: Actions in the checkpoint's order and units.
-            now_ns: Time at which the arm switches to it.
+            now_ns: The arm switches to it ``SWITCH_LEAD_S`` later.
             measured: ``[joints]`` measured positions, where the motion begins if nothing is commanded yet.
             velocity: ``[joints]`` measured velocities with which it begins then; None: from rest.
             observed: ``[joints]`` positions at the observation, to which actions that are deltas are added; None: as
@@ -187,6 +209,7 @@ class Motion:
             ChunkDropped: It is void (another epoch or task) or came too late.
             ChunkRejected: It breaks a limit; the committed plan stays.
         """
+        self._scheduler.admit(ticket)
         actions = np.asarray(chunk.actions, dtype=np.float64)
         if actions.ndim == 2 and actions.shape[1] == len(self._binding.action_entries):
             actions = self._binding.targets(actions, measured if observed is None else observed)
@@ -195,33 +218,42 @@ class Motion:
         if self.braking:
             raise ChunkDropped("epoch", "the arm brakes before it begins anew")
         base = self._plan if self._plan is not None else self._measured_plan(now_ns, measured, velocity)
+        if base.times_ns[0] > now_ns:
+            base = still_plan(now_ns, base.positions[0], self._period_ns)
+        switch_ns = base.free_time(now_ns + nanoseconds(SWITCH_LEAD_S))
         placement = self._scheduler.place(
             ticket,
             ActionChunk(actions, chunk.period_s, chunk.first_action_delay_s),
             now_ns,
             lambda time_ns: base.sample(time_ns)[0],
+            switch_ns,
         )
-        if base.times_ns[0] > now_ns:
-            base = still_plan(now_ns, base.positions[0], self._period_ns)
-        head = base.committed(now_ns, now_ns - 2 * self._period_ns)
+        head = base.committed(switch_ns, now_ns - 2 * self._period_ns)
         plan = self._guard.limit(head, placement.times_ns, placement.targets)
         self._plan = self._with_end(plan)
         self._scheduler.confirm(ticket, placement)
+        self._task = ticket.task
         self._holding = False
         self._exhausted = False
 
     def _measured_plan(self, now_ns: int, position: np.ndarray, velocity: np.ndarray | None) -> Plan:
-        limit = self._limits.max_velocity
+        limit = self._guard.contract_limits.max_velocity
         if velocity is None or (np.abs(velocity) < STILL_SHARE * limit).all():
             return still_plan(now_ns, position, self._period_ns)
-        speed = np.clip(velocity, -limit, limit)
-        speed = np.where(np.abs(speed) < STILL_SHARE * limit, 0.0, speed)
+        speed = np.where(np.abs(velocity) < STILL_SHARE * limit, 0.0, self._startable(position, velocity))
         return measured_plan(now_ns, position, speed, self._period_ns)
+
+    def _startable(self, position: np.ndarray, velocity: np.ndarray) -> np.ndarray:
+        """A measured velocity, reduced to one with which a plan may begin: every limit can be kept from there."""
+        limits = self._guard.contract_limits
+        slow = np.clip(velocity, -limits.max_velocity, limits.max_velocity)
+        return brakable_velocity(position, slow, limits, 2.0 * float(seconds(self._period_ns)))
 
     def shorten(self, now_ns: int, steps: int) -> None:
         """End the plan ``steps`` steps of a chunk from now: what is left belongs to an older instruction."""
         until_ns = now_ns + steps * self._chunk_period_ns
         if self._plan is not None and not self._holding and self._plan.end_ns > until_ns:
+            until_ns = self._plan.free_time(until_ns)
             self._plan = self._with_end(self._plan.committed(until_ns, now_ns - 2 * self._period_ns))
 
     def hold(self, now_ns: int) -> None:
@@ -233,7 +265,8 @@ class Motion:
         self._holding = True
         self._hold_left = 0
         if self._plan is not None:
-            self._plan = hold_plan(self._plan, now_ns, self._limits, self._period_ns, HOLD_PERIODS)
+            start_ns, limits = self._plan.free_time(now_ns), self._guard.contract_limits
+            self._plan = hold_plan(self._plan, start_ns, limits, self._period_ns, HOLD_PERIODS)
             self._hold_left = HOLD_REPEATS
             self.counters.holds += 1
 
@@ -291,7 +324,9 @@ class Motion:
         return reason
 
     def _with_end(self, plan: Plan) -> Plan:
-        times, positions, velocities = stop_knots(plan.end_ns, plan.positions[-1], plan.velocities[-1], self._limits)
+        times, positions, velocities = stop_knots(
+            plan.end_ns, plan.positions[-1], plan.velocities[-1], self._guard.limits
+        )
         return plan.then(times, positions, velocities)
 
     def _checked(self, trajectory: JointTrajectory, now_ns: int) -> JointTrajectory | None:

@@ -2,7 +2,7 @@
 
 Step k of a chunk belongs to the time ``observation + first_action_delay + k * period``, however long the inference
 took: steps whose time has passed are skipped, the others replace the committed motion over a short blend. A chunk
-that was asked for before a reset, or for another instruction, is never executed.
+that was asked for before a reset, or for another instruction, is never executed, and none is executed twice.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from omega_qvla_core.policy_types import ActionChunk
-from omega_qvla_ros.splines import nanoseconds
+from omega_qvla_ros.splines import nanoseconds, seconds
 
 MIN_GAP_PERIODS = 0.25
 """A step nearer than this to the switch is skipped: a knot that close would turn position noise into speed."""
+MIN_CHUNK_REMAINING_S = 0.1
+"""A chunk with less than this left is late: the arm would begin to brake before the next one can be there."""
+MAX_LATE_CHUNKS = 5
+"""So many late chunks in a row are no accident: the policy is too slow for its horizon."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,14 @@ class ChunkScheduler:
         self._epoch = 0
         self._task = 0
         self._sequence = 0
-        self._last_placed = -1
+        self._newest_seen = 0
         self._last_observation_ns: int | None = None
         self._next_observation_ns: int | None = None
         self.dropped: Counter[str] = Counter()
         self.accepted = 0
         self.skipped_steps = 0
+        self.late_in_a_row = 0
+        """Late chunks since the last one that came in time, or since ``forgive``."""
 
     @property
     def epoch(self) -> int:
@@ -113,35 +119,57 @@ class ChunkScheduler:
         """The inference failed: the next observation is used at once."""
         self._next_observation_ns = None
 
+    def admit(self, ticket: Ticket) -> None:
+        """A chunk has come: is it still wanted, and is it the first time? To be asked before its numbers are looked at.
+
+        Raises:
+            ChunkDropped: kind ``epoch``, ``task`` or ``order``.
+        """
+        if ticket.epoch != self._epoch:
+            self._drop("epoch", f"asked for in epoch {ticket.epoch}, now it is {self._epoch}")
+        if ticket.task != self._task:
+            self._drop("task", f"asked for task {ticket.task}, now it is {self._task}")
+        if not self._newest_seen < ticket.sequence <= self._sequence:
+            self._drop(
+                "order",
+                f"chunk {ticket.sequence} came after chunk {self._newest_seen}; the last one that was asked for is "
+                f"{self._sequence}",
+            )
+        self._newest_seen = ticket.sequence
+
     def place(
         self,
         ticket: Ticket,
         chunk: ActionChunk,
         now_ns: int,
         committed: Callable[[int], np.ndarray],
+        switch_ns: int | None = None,
     ) -> Placement:
-        """Decide what of a finished chunk is executed.
+        """Decide what of an admitted chunk is executed.
 
         Args:
             ticket: From ``begin``.
             chunk: Actions in contract order.
-            now_ns: Time of the switch from the committed motion.
+            now_ns: Time at which the blend begins.
             committed: Time in ns -> commanded position ``[joints]`` if nothing new came.
+            switch_ns: Time of the switch from the committed motion, None: ``now_ns``.
 
         Returns:
-            At least one step ahead of ``now_ns``.
+            At least one step ahead of the switch.
 
         Raises:
-            ChunkDropped: kind ``epoch``, ``task``, ``order`` or ``late``.
+            ChunkDropped: kind ``late``.
         """
-        self._check(ticket)
         first_ns = ticket.observation_ns + nanoseconds(chunk.first_action_delay_s)
         period_ns = nanoseconds(chunk.period_s)
         times_ns = first_ns + np.arange(len(chunk.actions), dtype=np.int64) * period_ns
-        ahead = times_ns >= now_ns + int(MIN_GAP_PERIODS * period_ns)
+        switch_ns = now_ns if switch_ns is None else switch_ns
+        ahead = times_ns >= switch_ns + int(MIN_GAP_PERIODS * period_ns)
         skipped = int(len(ahead) - ahead.sum())
-        if not ahead.any():
-            self._drop("late", f"all {len(ahead)} steps had passed {(now_ns - times_ns[-1]) / 1e9:.2f} s before")
+        left_s = float(seconds(int(times_ns[-1]) - switch_ns))
+        if not ahead.any() or left_s < min(MIN_CHUNK_REMAINING_S, chunk.period_s * len(ahead) / 2.0):
+            self.late_in_a_row += 1
+            self._drop("late", f"its last step is {left_s:.2f} s away; at least {MIN_CHUNK_REMAINING_S} s must be left")
         times_ns, targets = times_ns[ahead], chunk.actions[ahead]
         weight = self._blend_weight(times_ns - now_ns)
         for k in np.flatnonzero(weight < 1.0):
@@ -150,17 +178,31 @@ class ChunkScheduler:
 
     def confirm(self, ticket: Ticket, placement: Placement) -> None:
         """The guard passed the placement and it is now the commanded motion."""
-        self._last_placed = ticket.sequence
+        self.late_in_a_row = 0
         self.accepted += 1
         self.skipped_steps += placement.skipped
 
-    def _check(self, ticket: Ticket) -> None:
-        if ticket.epoch != self._epoch:
-            self._drop("epoch", f"asked for in epoch {ticket.epoch}, now it is {self._epoch}")
-        if ticket.task != self._task:
-            self._drop("task", f"asked for task {ticket.task}, now it is {self._task}")
-        if ticket.sequence <= self._last_placed:
-            self._drop("order", f"chunk {ticket.sequence} came after chunk {self._last_placed}")
+    def forgive(self) -> None:
+        """The operator says that the cause of late chunks is gone, or another motion begins."""
+        self.late_in_a_row = 0
+
+    def too_slow(self, latency_s: float, chunk_s: float) -> str | None:
+        """Whether the policy cannot drive this arm continuously.
+
+        Args:
+            latency_s: Typical time of an inference.
+            chunk_s: Length of a chunk.
+
+        Returns:
+            None, or the reason with its numbers after ``MAX_LATE_CHUNKS`` late chunks in a row.
+        """
+        if self.late_in_a_row < MAX_LATE_CHUNKS:
+            return None
+        return (
+            f"{self.late_in_a_row} chunks in a row came after their own end: inference takes {latency_s:.2f} s, a "
+            f"chunk lasts {chunk_s:.2f} s, {MIN_CHUNK_REMAINING_S} s of it must be left; use a faster device or a "
+            "smaller policy"
+        )
 
     def _blend_weight(self, after_ns: np.ndarray) -> np.ndarray:
         """0 at the switch, 1 from ``blend_time_s`` on, with zero slope at both ends (3 u^2 - 2 u^3)."""

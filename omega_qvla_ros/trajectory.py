@@ -18,6 +18,8 @@ from omega_qvla_ros.splines import hermite, nanoseconds, seconds
 _EMPTY = np.empty(0)
 MIN_STOP_S = 0.01
 """Shortest stop segment: one step of a 100 Hz controller; a shorter one would fall between two of its samples."""
+MIN_SPACING_S = 0.001
+"""Knots that are chosen freely keep this distance: the shorter a segment, the more rounding is in its curvature."""
 MIN_LIMIT_STOP_S = 1e-6
 """Shortest stop of a joint that has next to no room before its position limit."""
 
@@ -83,6 +85,40 @@ class Plan:
             self.velocities[k + 1],
         )
 
+    def states(self, times_ns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Commanded positions, velocities and accelerations at many times, for plots and markers.
+
+        Args:
+            times_ns: int64 ``[M]``.
+
+        Returns:
+            Three float64 arrays ``[M, joints]``; before the first and after the last knot the arm stands.
+        """
+        positions = np.empty((len(times_ns), self.positions.shape[1]))
+        velocities, accelerations = np.empty_like(positions), np.zeros_like(positions)
+        for row, time_ns in enumerate(times_ns):
+            positions[row], velocities[row] = self.sample(int(time_ns))
+            k = int(np.searchsorted(self.times_ns, time_ns, side="right")) - 1
+            if 0 <= k < len(self.times_ns) - 1:
+                span_s = float(seconds(self.times_ns[k + 1] - self.times_ns[k]))
+                u = float(seconds(time_ns - self.times_ns[k])) / span_s
+                slope = (self.positions[k + 1] - self.positions[k]) / span_s
+                v0, v1 = self.velocities[k], self.velocities[k + 1]
+                first, last = 6.0 * slope - 4.0 * v0 - 2.0 * v1, -6.0 * slope + 2.0 * v0 + 4.0 * v1
+                accelerations[row] = (first + u * (last - first)) / span_s
+        return positions, velocities, accelerations
+
+    def free_time(self, wanted_ns: int) -> int:
+        """The first time from ``wanted_ns`` on that is a knot or at least ``MIN_SPACING_S`` after one.
+
+        A plan is cut there: a cut just behind a knot would leave a segment that is mostly rounding.
+        """
+        spacing_ns = nanoseconds(MIN_SPACING_S)
+        for knot_ns in self.times_ns[self.times_ns < wanted_ns + spacing_ns][-3:]:
+            if knot_ns != wanted_ns and abs(wanted_ns - int(knot_ns)) < spacing_ns:
+                wanted_ns = int(knot_ns) if knot_ns > wanted_ns else int(knot_ns) + spacing_ns
+        return wanted_ns
+
     def committed(self, until_ns: int, since_ns: int) -> Plan:
         """The part up to ``until_ns`` with a knot exactly there, from the newest knot at or before ``since_ns``.
 
@@ -130,12 +166,14 @@ def measured_plan(time_ns: int, position: np.ndarray, velocity: np.ndarray, past
     )
 
 
-def brakable_velocity(position: np.ndarray, velocity: np.ndarray, limits: JointLimits) -> np.ndarray:
-    """``velocity`` reduced to what ``max_acceleration`` can stop before the position limit: v^2 <= 2 a d."""
-    room = np.where(velocity > 0.0, limits.position_max - position, position - limits.position_min)
-    return np.sign(velocity) * np.minimum(
-        np.abs(velocity), np.sqrt(2.0 * limits.max_acceleration * np.maximum(room, 0.0))
-    )
+def brakable_velocity(
+    position: np.ndarray, velocity: np.ndarray, limits: JointLimits, delay_s: float = 0.0
+) -> np.ndarray:
+    """``velocity`` reduced to what ``max_acceleration`` can stop before the position limit: v^2 / 2a + v delay <= d."""
+    room = np.maximum(np.where(velocity > 0.0, limits.position_max - position, position - limits.position_min), 0.0)
+    delayed = limits.max_acceleration * delay_s
+    most = np.sqrt(delayed * delayed + 2.0 * limits.max_acceleration * room) - delayed
+    return np.sign(velocity) * np.minimum(np.abs(velocity), most)
 
 
 def stop_knots(
@@ -145,8 +183,9 @@ def stop_knots(
 
     All joints stop together: the slowest one to stop sets ``t = |v| / max_acceleration``, and the end point lies
     ``v t / 2`` beyond ``position`` (setting the last velocity to zero in place would break the acceleration limit).
-    A joint that would cross a position limit on that way stops earlier, at the limit: position goes before
-    acceleration.
+    A joint that would cross a position limit on that way stops earlier, at the limit. That stays within the
+    acceleration limit where ``v^2 / 2a`` is left to the limit, as in every plan of the guard; where it is not, position
+    goes before acceleration. A joint outside its limits that moves further out brakes with ``max_acceleration``.
 
     Args:
         time_ns: Time of the given state.
@@ -163,8 +202,8 @@ def stop_knots(
     beyond = np.where(velocity > 0.0, position > outward_limit, position < outward_limit)
     speed = np.abs(velocity)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        own_s = np.where(speed > 0.0, 2.0 * np.where(beyond, 0.0, room) / speed, common_s)
-    stop_s = np.clip(own_s, MIN_LIMIT_STOP_S, common_s)
+        own_s = np.where(speed > 0.0, 2.0 * room / speed, common_s)
+    stop_s = np.clip(np.where(beyond, speed / limits.max_acceleration, own_s), MIN_LIMIT_STOP_S, common_s)
     knots_ns = np.unique([nanoseconds(float(s)) for s in stop_s] + [nanoseconds(common_s)])
     elapsed_s = np.minimum(seconds(knots_ns)[:, None], stop_s[None, :])
     positions = position + velocity * elapsed_s * (1.0 - elapsed_s / (2.0 * stop_s))

@@ -11,10 +11,10 @@ from robot_fixtures import PERIOD_NS, T0, ramp, toy_contract, toy_spec
 from omega_qvla_core.policy_types import ActionChunk
 from omega_qvla_ros import jtc
 from omega_qvla_ros.contract import check_policy
-from omega_qvla_ros.guard import ChunkRejected, MotionGuard
+from omega_qvla_ros.guard import ChunkRejected, LimitScales, MotionGuard
 from omega_qvla_ros.motion import HOLD_REPEATS, Motion
 from omega_qvla_ros.scheduler import ChunkDropped, ChunkScheduler
-from omega_qvla_ros.splines import segment_peak_speeds, segment_ranges
+from omega_qvla_ros.splines import segment_peak_accelerations, segment_peak_speeds, segment_ranges
 from omega_qvla_ros.tracking import TRACKING_TICKS, TrackingMonitor
 
 START = np.array([0.0, 0.02])
@@ -50,7 +50,7 @@ def test_chunk_becomes_a_window_in_contract_order_that_ends_at_rest() -> None:
     message = motion.tick(T0 + 60_000_000)
     assert message is not None and message.joint_names == NAMES
     assert message.stamp_ns == T0 + 10_000_000  # one period back: the arm at rest
-    assert message.points[-1].positions[0] == pytest.approx(0.4 + 1.0 * 0.1 / 2)
+    assert message.points[-1].positions[0] == pytest.approx(0.4 + 1.0 * 0.1 / 2, abs=0.01)
     np.testing.assert_array_equal(message.points[-1].velocities, 0.0)
     assert motion.counters.published == 1 and not motion.invalid
 
@@ -188,7 +188,7 @@ def test_arm_that_does_not_follow_is_lost_with_joint_error_and_limit() -> None:
     elsewhere = np.array([-0.9, 0.02])
     reasons = [motion.watch_tracking(T0 + k * PERIOD_NS, elsewhere) for k in range(TRACKING_TICKS)]
     assert reasons[:-1] == [None] * (TRACKING_TICKS - 1)
-    assert "'shoulder' is 1." in reasons[-1] and "limit 0.300" in reasons[-1]
+    assert "'shoulder' is 0.99" in reasons[-1] and "limit 0.300" in reasons[-1]
     assert motion.tracking.losses == 1 and motion.plan is not None  # braking is the caller's work
     for k in range(TRACKING_TICKS):
         motion.watch_tracking(T0 + k * PERIOD_NS, elsewhere)
@@ -233,45 +233,106 @@ smooth = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.one_of(actions, smooth, fast_to_the_limit), st.integers(1, 400), st.booleans()),
-        min_size=1,
-        max_size=8,
-    ),
-    st.floats(0.0, 0.3),
+events = st.one_of(
+    st.tuples(st.just("chunk"), st.one_of(actions, smooth, fast_to_the_limit), st.integers(0, 500)),
+    st.tuples(st.just("late"), smooth, st.integers(300, 900)),
+    st.tuples(st.just("again"), smooth, st.integers(0, 200)),
+    st.tuples(st.sampled_from(["hold", "restart", "task", "tighten", "loosen"]), st.none(), st.just(0)),
 )
-def test_whatever_the_policy_emits_what_is_sent_obeys_limits_and_controller(steps, blend_time_s) -> None:
-    """Random chunks, NaN included, at random times, with holds in between."""
-    motion, scheduler = build(blend_time_s)
-    now = T0
-    for values, wait_ms, hold in steps:
-        measured = motion.plan.sample(now)[0] if motion.plan is not None else START
-        previous = motion.plan
-        try:
-            motion.on_chunk(scheduler.begin(now - 30_000_000), chunk(np.array(values)), now, measured)
-        except ChunkDropped:
-            pass
-        except ChunkRejected as rejected:
-            assert "too fast to turn" not in str(rejected)
-        if previous is not None:
-            np.testing.assert_allclose(motion.plan.sample(now)[0], previous.sample(now)[0], atol=1e-9)
+
+
+class Controller:
+    """A stock controller at 100 Hz that hears every message a little later, and remembers what it commanded."""
+
+    def __init__(self, start: np.ndarray) -> None:
+        self.executor = jtc.TrajectoryExecutor(NAMES, interpolate_from_desired_state=True)
+        self.executor.hold(start)
+        self.waiting: list = []
+        self.commands: list[tuple[int, np.ndarray]] = []
+
+    def hear(self, message, at_ns: int) -> None:
+        self.waiting.append((at_ns, message))
+
+    def run_until(self, until_ns: int) -> None:
+        first = self.commands[-1][0] + 10_000_000 if self.commands else T0
+        for now_ns in range(first, until_ns, 10_000_000):
+            due, self.waiting = [w for w in self.waiting if w[0] <= now_ns], [w for w in self.waiting if w[0] > now_ns]
+            for at_ns, message in due:
+                assert self.executor.accept(message, at_ns) is None
+            here = self.commands[-1][1] if self.commands else START
+            self.commands.append((now_ns, self.executor.sample(now_ns, here, np.zeros(2))[0]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(events, st.integers(1, 300)), min_size=1, max_size=8),
+    st.floats(0.0, 0.3),
+    st.integers(0, 8_000_000),
+    st.sampled_from(["clamp", "scale", "reject"]),
+)
+def test_whatever_the_policy_emits_what_is_sent_obeys_limits_and_controller(
+    steps, blend_time_s, delay_ns, mode
+) -> None:
+    """Random chunks, NaN included, late, out of order and after a reset, with holds and other limits in between."""
+    contract = toy_contract(limits={"mode": mode})
+    scheduler, guard = ChunkScheduler(4, blend_time_s, contract.period_s), MotionGuard(contract)
+    motion = Motion(contract, check_policy(contract, toy_spec()), 8, scheduler, guard)
+    controller, now, tickets = Controller(START), T0, []
+    for (kind, values, age_ms), wait_ms in steps:
+        if kind in ("chunk", "late", "again"):
+            ticket = tickets[0] if kind == "again" and tickets else scheduler.begin(now - age_ms * 1_000_000)
+            tickets.append(ticket)
+            measured = (
+                motion.plan.sample(now)[0]
+                if motion.plan is not None
+                else controller.executor.sample(now, START, START)[0]
+            )
+            previous = motion.plan
+            try:
+                motion.on_chunk(ticket, chunk(np.array(values)), now, measured)
+            except ChunkDropped:
+                assert motion.plan is previous or motion.plan is None
+            except ChunkRejected as rejected:
+                assert rejected.kind != "internal"
+            else:
+                assert kind != "again" or ticket is not tickets[0] or tickets.count(ticket) == 1
+        elif kind == "tighten":
+            guard.set_limit_scales(LimitScales(0.9, 0.5, 0.3))
+        elif kind == "loosen":
+            guard.set_limit_scales(LimitScales())
+        elif kind == "task":
+            scheduler.new_task()
+            motion.shorten(now, 4)
+        else:
+            getattr(motion, kind)(now)
         for tick_ns in range(now, now + wait_ms * 1_000_000, PERIOD_NS):
             message = motion.tick(tick_ns)
             if message is not None:
-                assert jtc.validate(message, tick_ns, NAMES) is None
+                assert jtc.validate(message, tick_ns + delay_ns, NAMES) is None
                 _check(message)
+                controller.hear(message, tick_ns + delay_ns)
+            controller.run_until(min(tick_ns + PERIOD_NS, now + wait_ms * 1_000_000))
         now += wait_ms * 1_000_000
-        if hold:
-            motion.hold(now)
-            message = motion.tick(now)
-            if message is not None:
-                _check(message)
-    assert not motion.invalid
+    assert not motion.invalid and not guard.counters.rejected["internal"]
+    _check_commands(controller, delay_ns)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-0.1, 0.1), st.floats(-100.0, 0.5), st.floats(-1.1, 1.1), st.floats(-2.5, 2.5))
+def test_hold_after_a_clock_jump_obeys_the_limits(step, jump_s, position, speed) -> None:
+    motion, scheduler = build()
+    give(motion, scheduler, ramp(0.0, step), T0, T0)
+    motion.tick(T0 + 200_000_000)
+    now = T0 + 200_000_000 + int(jump_s * 1e9)
+    motion.clock_jumped(now, np.array([position, 0.02]), np.array([speed, 0.0]))
+    message = motion.tick(now)
+    assert message is not None and jtc.validate(message, now, NAMES) is None
+    if abs(position) <= 1.0:
+        _check(message)
 
 
 def _check(message) -> None:
+    """The cubic that a controller draws through the message, by its closed forms."""
     times = np.array([p.time_from_start_ns for p in message.points])
     positions = np.array([p.positions for p in message.points])
     velocities = np.array([p.velocities for p in message.points])
@@ -279,3 +340,22 @@ def _check(message) -> None:
     low, high = segment_ranges(times, positions, velocities)
     assert (low >= LIMITS.position_min - 1e-6).all() and (high <= LIMITS.position_max + 1e-6).all()
     assert (segment_peak_speeds(times, positions, velocities) <= LIMITS.max_velocity * (1 + 1e-6)).all()
+    rounding = 100 * np.finfo(float).eps / (np.diff(times)[:, None] * 1e-9) ** 2
+    peaks = segment_peak_accelerations(times, positions, velocities) - rounding
+    assert (peaks <= LIMITS.max_acceleration * (1 + 1e-6)).all()
+
+
+def _check_commands(controller: Controller, delay_ns: int) -> None:
+    """What the arm is told at 100 Hz: a second difference is at most the acceleration limit.
+
+    A hold begins when it is sent and is heard ``delay_ns`` later; until then the arm goes on. That makes one step of at
+    most ``2 a delay`` in speed.
+    """
+    commands = np.array([position for _, position in controller.commands])
+    if len(commands) < 3:
+        return
+    assert (commands >= LIMITS.position_min - 1e-6).all() and (commands <= LIMITS.position_max + 1e-6).all()
+    late = 2.0 * LIMITS.max_acceleration * delay_ns * 1e-9
+    speeds = np.diff(commands, axis=0) / 0.01
+    assert (np.abs(speeds) <= LIMITS.max_velocity + late + 1e-6).all()
+    assert (np.abs(np.diff(speeds, axis=0)) <= LIMITS.max_acceleration * 0.01 + 2 * late + 1e-6).all()

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from robot_fixtures import PERIOD_NS, T0, toy_contract
 
 from omega_qvla_ros import jtc
-from omega_qvla_ros.splines import hermite, knot_velocities, nanoseconds, segment_peak_speeds, segment_ranges
+from omega_qvla_ros.splines import (
+    hermite,
+    knot_velocities,
+    nanoseconds,
+    segment_peak_accelerations,
+    segment_peak_speeds,
+    segment_ranges,
+)
 from omega_qvla_ros.trajectory import Plan, brakable_velocity, hold_plan, still_plan, stop_knots, window
 
 LIMITS = toy_contract().joint_limits()
@@ -43,11 +50,37 @@ def test_peak_speed_and_range_bound_the_dense_cubic(states: list[float], duratio
     assert high[0, 0] <= dense_p.max() + 0.01
 
 
-def test_knot_velocity_is_the_smaller_difference_and_zero_where_the_direction_changes() -> None:
-    times = np.array([0, 1, 2, 3, 4]) * 1_000_000_000
-    positions = np.array([0.0, 1.0, 3.0, 2.0, 0.0])[:, None]
+def test_knot_velocity_is_the_parabolas_bounded_by_the_differences_and_zero_where_the_direction_changes() -> None:
+    times = np.array([0, 1, 2, 3, 4, 5]) * 1_000_000_000
+    positions = np.array([0.0, 1.0, 3.0, 2.0, 0.0, -0.1])[:, None]
     velocities = knot_velocities(times, positions, np.array([0.5]))
-    np.testing.assert_allclose(velocities[:, 0], [0.5, 1.0, 0.0, -1.0, -2.0])
+    np.testing.assert_allclose(velocities[:, 0], [0.5, 1.5, 0.0, -1.5, -0.3, -0.1])  # -1.05 would be 10 x the slope
+
+
+def test_motion_of_constant_acceleration_is_drawn_exactly() -> None:
+    times = np.array([0.0, 0.1, 0.15, 0.3])
+    positions = (0.5 * 3.0 * times**2)[:, None]
+    times_ns = np.array([nanoseconds(float(t)) for t in times])
+    velocities = knot_velocities(times_ns, positions, np.array([0.0]))
+    velocities[-1] = 3.0 * times[-1]
+    np.testing.assert_allclose(segment_peak_accelerations(times_ns, positions, velocities), 3.0)
+
+
+def test_states_are_the_sampled_cubic_with_its_acceleration() -> None:
+    plan = moving_plan()
+    times_ns = np.arange(T0 - 10_000_000, plan.end_ns + 20_000_000, 13_000_000)
+    positions, velocities, accelerations = plan.states(times_ns)
+    for k, time_ns in enumerate(times_ns):
+        np.testing.assert_array_equal(positions[k], plan.sample(int(time_ns))[0])
+        np.testing.assert_array_equal(velocities[k], plan.sample(int(time_ns))[1])
+    assert accelerations[0, 0] == 0.0 and accelerations[-1, 0] == 0.0
+    assert accelerations[:, 0].min() == pytest.approx(-10.0)
+
+
+def test_plan_is_cut_at_a_knot_or_well_behind_it() -> None:
+    plan = moving_plan()
+    for offset, expected in ((0, 0), (1, 1_000_000), (999_999, 1_000_000), (-400_000, 0), (25_000_000, 25_000_000)):
+        assert plan.free_time(T0 + PERIOD_NS + offset) == T0 + PERIOD_NS + expected
 
 
 def test_stop_lies_half_v_t_beyond_and_the_slowest_joint_sets_the_time() -> None:
