@@ -108,6 +108,8 @@ class MotionGuard:
     Attributes:
         contract_limits: As the contract has them; holds brake with these.
         counters: What it did.
+        asked: ``[joints]``, the highest acceleration that the last chunk asked for in its first two segments, as a
+            multiple of the limit: what the seam between two chunks would cost without the guard.
     """
 
     def __init__(self, contract: RobotContract) -> None:
@@ -119,6 +121,7 @@ class MotionGuard:
         self._limits = self.contract_limits
         self._scales = LimitScales()
         self.counters = GuardCounters()
+        self.asked = np.zeros(len(self._names))
 
     @property
     def limits(self) -> JointLimits:
@@ -189,6 +192,7 @@ class MotionGuard:
         self._check_jumps(head, times_ns, targets)
         reference = self._reference(head, times_ns, targets)
         over = excess(reference, self.limits)
+        self.asked = over["acceleration"][:2].max(axis=0)
         if self._mode == "reject":
             self._refuse_excess(reference, over)
         if self._mode == "scale":

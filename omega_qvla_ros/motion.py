@@ -46,6 +46,19 @@ STILL_SHARE = 0.02
 """A measured speed below this share of the joint's velocity limit is sensor noise of a standing joint."""
 
 
+@dataclass(frozen=True)
+class Seam:
+    """How well the newest chunk fits to the motion that was under way, ``[joints]`` each.
+
+    Attributes:
+        difference: Distance between both for the chunk's first step, before blending; rad or m.
+        acceleration: What the switch asks for before the guard limits it; rad/s^2 or m/s^2.
+    """
+
+    difference: np.ndarray
+    acceleration: np.ndarray
+
+
 @dataclass
 class MotionCounters:
     """What left the node."""
@@ -90,6 +103,8 @@ class Motion:
         self._last_tick_ns: int | None = None
         self._exhausted = True
         self._task = 0
+        self.seam: Seam | None = None
+        """Of the last switch from a motion that was under way."""
         self.tracking = TrackingMonitor(self._names, guard.contract_limits)
         self.counters = MotionCounters()
         self.invalid: Counter[str] = Counter()
@@ -230,6 +245,8 @@ class Motion:
         )
         head = base.committed(switch_ns, now_ns - 2 * self._period_ns)
         plan = self._guard.limit(head, placement.times_ns, placement.targets)
+        if self._plan is not None and switch_ns < self._plan.end_ns and not self._holding:
+            self.seam = Seam(placement.seam, self._guard.asked * self._guard.limits.max_acceleration)
         self._plan = self._with_end(plan)
         self._scheduler.confirm(ticket, placement)
         self._task = ticket.task

@@ -36,11 +36,19 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Placement:
-    """The steps of a chunk that lie ahead, blended: int64 ``[N]`` times and float64 ``[N, joints]`` targets."""
+    """The steps of a chunk that lie ahead.
+
+    Attributes:
+        times_ns: int64 ``[N]``.
+        targets: float64 ``[N, joints]``, blended.
+        skipped: Steps before them that had passed.
+        seam: float64 ``[joints]``, how far the chunk's first step lies from the committed motion, before blending.
+    """
 
     times_ns: np.ndarray
     targets: np.ndarray
     skipped: int
+    seam: np.ndarray
 
 
 class ChunkDropped(Exception):
@@ -171,10 +179,11 @@ class ChunkScheduler:
             self.late_in_a_row += 1
             self._drop("late", f"its last step is {left_s:.2f} s away; at least {MIN_CHUNK_REMAINING_S} s must be left")
         times_ns, targets = times_ns[ahead], chunk.actions[ahead]
+        seam = np.abs(targets[0] - committed(int(times_ns[0])))
         weight = self._blend_weight(times_ns - now_ns)
         for k in np.flatnonzero(weight < 1.0):
             targets[k] = (1.0 - weight[k]) * committed(int(times_ns[k])) + weight[k] * targets[k]
-        return Placement(times_ns=times_ns, targets=targets, skipped=skipped)
+        return Placement(times_ns=times_ns, targets=targets, skipped=skipped, seam=seam)
 
     def confirm(self, ticket: Ticket, placement: Placement) -> None:
         """The guard passed the placement and it is now the commanded motion."""
