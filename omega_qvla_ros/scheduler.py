@@ -76,6 +76,7 @@ class ChunkScheduler:
         self._task = 0
         self._sequence = 0
         self._newest_seen = 0
+        self._admitted: Ticket | None = None
         self._last_observation_ns: int | None = None
         self._next_observation_ns: int | None = None
         self.dropped: Counter[str] = Counter()
@@ -143,7 +144,7 @@ class ChunkScheduler:
                 f"chunk {ticket.sequence} came after chunk {self._newest_seen}; the last one that was asked for is "
                 f"{self._sequence}",
             )
-        self._newest_seen = ticket.sequence
+        self._newest_seen, self._admitted = ticket.sequence, ticket
 
     def place(
         self,
@@ -153,7 +154,7 @@ class ChunkScheduler:
         committed: Callable[[int], np.ndarray],
         switch_ns: int | None = None,
     ) -> Placement:
-        """Decide what of an admitted chunk is executed.
+        """Decide what of a finished chunk is executed; once per chunk. Admits it, where that was not done.
 
         Args:
             ticket: From ``begin``.
@@ -166,8 +167,11 @@ class ChunkScheduler:
             At least one step ahead of the switch.
 
         Raises:
-            ChunkDropped: kind ``late``.
+            ChunkDropped: kind ``epoch``, ``task``, ``order`` or ``late``.
         """
+        if self._admitted is not ticket:
+            self.admit(ticket)
+        self._admitted = None
         first_ns = ticket.observation_ns + nanoseconds(chunk.first_action_delay_s)
         period_ns = nanoseconds(chunk.period_s)
         times_ns = first_ns + np.arange(len(chunk.actions), dtype=np.int64) * period_ns
