@@ -20,8 +20,6 @@ MIN_GAP_PERIODS = 0.25
 """A step nearer than this to the switch is skipped: a knot that close would turn position noise into speed."""
 MIN_CHUNK_REMAINING_S = 0.1
 """A chunk with less than this left is late: the arm would begin to brake before the next one can be there."""
-MAX_LATE_CHUNKS = 5
-"""So many late chunks in a row are no accident: the policy is too slow for its horizon."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,6 @@ class ChunkScheduler:
         self.dropped: Counter[str] = Counter()
         self.accepted = 0
         self.skipped_steps = 0
-        self.late_in_a_row = 0
-        """Late chunks since the last one that came in time, or since ``forgive``."""
 
     @property
     def epoch(self) -> int:
@@ -180,7 +176,6 @@ class ChunkScheduler:
         skipped = int(len(ahead) - ahead.sum())
         left_s = float(seconds(int(times_ns[-1]) - switch_ns))
         if not ahead.any() or left_s < min(MIN_CHUNK_REMAINING_S, chunk.period_s * len(ahead) / 2.0):
-            self.late_in_a_row += 1
             self._drop("late", f"its last step is {left_s:.2f} s away; at least {MIN_CHUNK_REMAINING_S} s must be left")
         times_ns, targets = times_ns[ahead], chunk.actions[ahead]
         seam = np.abs(targets[0] - committed(int(times_ns[0])))
@@ -191,31 +186,8 @@ class ChunkScheduler:
 
     def confirm(self, ticket: Ticket, placement: Placement) -> None:
         """The guard passed the placement and it is now the commanded motion."""
-        self.late_in_a_row = 0
         self.accepted += 1
         self.skipped_steps += placement.skipped
-
-    def forgive(self) -> None:
-        """The operator says that the cause of late chunks is gone, or another motion begins."""
-        self.late_in_a_row = 0
-
-    def too_slow(self, latency_s: float, chunk_s: float) -> str | None:
-        """Whether the policy cannot drive this arm continuously.
-
-        Args:
-            latency_s: Typical time of an inference.
-            chunk_s: Length of a chunk.
-
-        Returns:
-            None, or the reason with its numbers after ``MAX_LATE_CHUNKS`` late chunks in a row.
-        """
-        if self.late_in_a_row < MAX_LATE_CHUNKS:
-            return None
-        return (
-            f"{self.late_in_a_row} chunks in a row came after their own end: inference takes {latency_s:.2f} s, a "
-            f"chunk lasts {chunk_s:.2f} s, {MIN_CHUNK_REMAINING_S} s of it must be left; use a faster device or a "
-            "smaller policy"
-        )
 
     def _blend_weight(self, after_ns: np.ndarray) -> np.ndarray:
         """0 at the switch, 1 from ``blend_time_s`` on, with zero slope at both ends (3 u^2 - 2 u^3)."""

