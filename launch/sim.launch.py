@@ -14,22 +14,27 @@ import os
 from collections.abc import Callable
 
 from launch import Action, LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import (
-    DeclareLaunchArgument,
-    IncludeLaunchDescription,
-    OpaqueFunction,
-    SetEnvironmentVariable,
-    Shutdown,
-)
+from launch.actions import OpaqueFunction, SetEnvironmentVariable, Shutdown
 from launch.events.process import ProcessExited
-from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
-from launch_ros.substitutions import FindPackageShare
 
-SHARE = FindPackageShare("omega_qvla_ros")
-TASKS = [f"{kind}:{colour}" for kind in ("touch", "lift", "place") for colour in ("red", "green", "blue")]
+from omega_qvla_ros.bringup.arguments import (
+    ACTIVATE,
+    BOOLEAN,
+    CHECKPOINT,
+    DEVICE,
+    INFERENCE_THREADS,
+    INSTRUCTION,
+    LOG_LEVEL,
+    NAMESPACE,
+    SHARE,
+    Argument,
+)
+from omega_qvla_ros.bringup.policy import include_policy
+
+TASKS = tuple(f"{kind}:{colour}" for kind in ("touch", "lift", "place") for colour in ("red", "green", "blue"))
 SHIPPED = {"true": "tabletop_w4a4", "false": "tabletop"}
 
 # Fast DDS before 3.0 reads the old name only; later releases warn about it.
@@ -38,71 +43,37 @@ PROFILE_VARIABLE = "FAST{}_DEFAULT_PROFILES_FILE".format(
     "RTPS" if os.environ.get("ROS_DISTRO") in OLD_FAST_DDS else "DDS"
 )
 
-ARGUMENTS = [
-    DeclareLaunchArgument(
-        "checkpoint",
-        default_value="",
+ARGUMENTS = (
+    CHECKPOINT.but(
+        default="",
         description="Checkpoint or quantized pack folder, or a shipped policy's name. Empty: as 'quantized' says.",
     ),
-    DeclareLaunchArgument(
+    Argument(
         "quantized",
-        default_value="true",
-        choices=list(SHIPPED),
-        description="Without a checkpoint: the shipped 4-bit policy (true) or the unquantized one (false).",
+        "true",
+        "Without a checkpoint: the shipped 4-bit policy (true) or the unquantized one (false).",
+        tuple(SHIPPED),
     ),
-    DeclareLaunchArgument(
-        "task",
-        default_value="place:blue",
-        choices=TASKS,
-        description="What the simulator judges, and places cubes for.",
-    ),
-    DeclareLaunchArgument(
-        "instruction",
-        default_value="",
-        description="What the arm is told, in words. Empty: the usual wording of the task.",
-    ),
-    DeclareLaunchArgument(
-        "seed", default_value="", description="Seed of the start poses. Empty: the bridge's default."
-    ),
-    DeclareLaunchArgument(
+    Argument("task", "place:blue", "What the simulator judges, and places cubes for.", TASKS),
+    INSTRUCTION.but(description="What the arm is told, in words. Empty: the usual wording of the task."),
+    Argument("seed", "", "Seed of the start poses. Empty: the bridge's default."),
+    Argument(
         "episodes",
-        default_value="0",
-        description="Run so many judged episodes of all tasks, colours and wordings, log the results and end. "
+        "0",
+        "Run so many judged episodes of all tasks, colours and wordings, log the results and end. "
         "0: the task and instruction given here.",
     ),
-    DeclareLaunchArgument(
-        "viewer",
-        default_value="false",
-        choices=["true", "false"],
-        description="Open MuJoCo's viewer window (needs a display) instead of running headless.",
-    ),
-    DeclareLaunchArgument(
-        "real_time_factor",
-        default_value="1.0",
-        description="Simulated seconds per second, where the machine can follow.",
-    ),
-    DeclareLaunchArgument(
-        "device", default_value="cpu", description="Where the policy computes: cpu, cuda or cuda:<n>."
-    ),
-    DeclareLaunchArgument(
-        "inference_threads",
-        default_value="1",
+    Argument("viewer", "false", "Open MuJoCo's viewer window (needs a display) instead of running headless.", BOOLEAN),
+    Argument("real_time_factor", "1.0", "Simulated seconds per second, where the machine can follow."),
+    DEVICE,
+    INFERENCE_THREADS.but(
+        default="1",
         description="CPU threads of one inference. The simulator needs the other cores; 0 leaves it to torch.",
     ),
-    DeclareLaunchArgument("namespace", default_value="", description="Namespace of both nodes and their topics."),
-    DeclareLaunchArgument(
-        "activate",
-        default_value="true",
-        choices=["true", "false"],
-        description="Move as soon as the policy is configured, instead of waiting for ros2 lifecycle set.",
-    ),
-    DeclareLaunchArgument(
-        "log_level",
-        default_value="info",
-        choices=["debug", "info", "warn", "error"],
-        description="Log level of the nodes.",
-    ),
-]
+    NAMESPACE,
+    ACTIVATE.but(default="true"),
+    LOG_LEVEL.but(description="Log level of the nodes."),
+)
 
 
 def seed_parameter(context: LaunchContext, name: str) -> list[dict[str, ParameterValue]]:
@@ -157,10 +128,7 @@ def start_policy(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         "instruction": chosen["instruction"] or Task.parse(chosen["task"]).instruction,
         "use_sim_time": "true",
     }
-    for name in ("device", "inference_threads", "namespace", "activate", "log_level"):
-        arguments[name] = LaunchConfiguration(name)
-    source = PythonLaunchDescriptionSource(PathJoinSubstitution([SHARE, "launch", "policy.launch.py"]))
-    return [IncludeLaunchDescription(source, launch_arguments=arguments.items())]
+    return [include_policy(arguments, ("device", "inference_threads", "namespace", "activate", "log_level"))]
 
 
 def start_episodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
@@ -186,7 +154,7 @@ def start_episodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
-            *ARGUMENTS,
+            *(argument.declare() for argument in ARGUMENTS),
             # Shared memory only, so that best-effort camera images arrive: simulation, never a real arm.
             SetEnvironmentVariable(PROFILE_VARIABLE, PathJoinSubstitution([SHARE, "config", "fastdds_shm.xml"])),
             OpaqueFunction(function=start_bridge),

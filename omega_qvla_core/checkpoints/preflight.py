@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from omega_qvla_core.checkpoints import lerobot, nvidia, openpi
 from omega_qvla_core.checkpoints.description import PolicyDescription, read_description
 from omega_qvla_core.checkpoints.families import build_empty
@@ -28,11 +26,11 @@ from omega_qvla_core.policy_types import RobotRequirements
 from omega_qvla_core.processing.prompt.text_tokenizer import TextTokenizer
 from omega_qvla_core.processing.robot_setup import POSITION_MEANINGS, RobotSetup
 from omega_qvla_core.processing.vector_normalizer import VectorNormalizer
+from omega_qvla_core.strict_yaml import read_yaml_mapping
 
 T = TypeVar("T")
 
 _FRAMEWORKS = {"openpi": "openpi", "lerobot": "lerobot", "nvidia": "gr00t"}
-MAX_CONTRACT_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -160,16 +158,7 @@ def read_requirements(path: Path) -> RobotRequirements:
     Raises:
         ConfigError: If the file is missing or no YAML, or lacks a field; the message names it.
     """
-    if not path.is_file():
-        raise ConfigError(f"the robot contract {path} does not exist; give a YAML file")
-    if path.stat().st_size > MAX_CONTRACT_BYTES:
-        raise ConfigError(f"{path} has more than {MAX_CONTRACT_BYTES} bytes; is it a robot contract?")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} must be a mapping, found {type(data).__name__}")
+    data = read_yaml_mapping(path, "robot contract")
     joints = _entries(data, "joints", "name", path)
     rate, chunk = data.get("control_rate_hz"), data.get("chunk") or {}
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or rate <= 0:

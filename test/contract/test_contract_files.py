@@ -155,6 +155,24 @@ def test_joints_that_no_output_names_go_to_the_one_that_names_none() -> None:
     assert toy_contract().outputs[0].joints == ("shoulder", "finger")
 
 
+def test_contract_may_build_on_another_one(tmp_path) -> None:
+    (tmp_path / "arm.yaml").write_text(yaml.safe_dump(contract_dict()))
+    simulated = tmp_path / "arm_sim.yaml"
+    simulated.write_text("base: arm.yaml\nname: arm_sim\noutputs: [{name: sim/joint_trajectory}]\n")
+    contract = load_contract(simulated)
+    assert contract.name == "arm_sim" and contract.outputs[0].name == "sim/joint_trajectory"
+    assert contract.joints == toy_contract().joints
+    for text, message in (
+        ("base: ../arm.yaml", "a file in the same folder"),
+        ("base: none.yaml", "none.yaml does not exist"),
+        ("base: arm_sim.yaml", "has a base itself"),
+    ):
+        other = tmp_path / "other.yaml"
+        other.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_contract(other)
+
+
 def test_yaml_without_its_traps(tmp_path) -> None:
     path = tmp_path / "robot.yaml"
     text = yaml.safe_dump(contract_dict())

@@ -6,12 +6,9 @@ The launch service runs for real; ``echo`` stands in front of each node's comman
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import yaml
 
 # Not "launch": the folder of that name in the repository would be found as a namespace package.
 pytest.importorskip("launch_ros.actions", reason="launch and launch_ros come with a ROS installation only")
@@ -21,93 +18,36 @@ try:
 except (OSError, LookupError) as missing:
     pytest.skip(f"omega_qvla_ros is not on AMENT_PREFIX_PATH: {missing}", allow_module_level=True)
 
-from launch import LaunchContext, LaunchDescription, LaunchService
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, RegisterEventHandler, SetLaunchConfiguration
-from launch.event_handlers import OnProcessStart
-from launch.events.process import ProcessStarted
-from launch.launch_description_sources import get_launch_description_from_python_launch_file
+from launched import LAUNCH, PROFILE_VARIABLES, arguments_of, choices_of, start
 
 from omega_qvla_core.envs.tabletop import COLOURS, KINDS, Task
+from omega_qvla_ros.bringup.robots import ROBOTS
 
-LAUNCH = Path(__file__).resolve().parents[2] / "launch"
-FILES = sorted(LAUNCH.glob("*.launch.py"))
-PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-
-
-@dataclass(frozen=True)
-class Started:
-    """One node as launch would start it."""
-
-    command: list[str]
-    parameters: dict[str, object]
-    environment: dict[str, str]
-
-
-def arguments_of(path: Path) -> list[DeclareLaunchArgument]:
-    return get_launch_description_from_python_launch_file(str(path)).get_launch_arguments()
+FILES = [LAUNCH / "policy.launch.py", LAUNCH / "sim.launch.py"]
 
 
 def every_choice() -> list[pytest.param]:
     """The defaults of each file, and each choice that is not a default."""
-    cases = []
-    for path in FILES:
-        cases.append(pytest.param(path, {}, id=f"{path.name}-defaults"))
-        for argument in arguments_of(path):
-            default = "".join(part.describe().strip("'") for part in argument.default_value)
-            for choice in sorted(set(argument.choices or ()) - {default}):
-                cases.append(pytest.param(path, {argument.name: choice}, id=f"{path.name}-{argument.name}={choice}"))
-    return cases
-
-
-def parameters_of(command: list[str]) -> dict[str, object]:
-    """Parameters of the node in the order in which rcl applies the files."""
-    found: dict[str, object] = {}
-    for flag, value in pairwise(command):
-        if flag == "--params-file":
-            for node in yaml.safe_load(Path(value).read_text(encoding="utf-8")).values():
-                found.update(node["ros__parameters"])
-    return found
-
-
-def start(
-    path: Path, arguments: dict[str, str], monkeypatch: pytest.MonkeyPatch, distribution: str = "kilted"
-) -> dict[str, Started]:
-    """What a launch file starts, by executable. What it sets in the environment goes with ``monkeypatch``."""
-    for name in (*PROFILE_VARIABLES, "MUJOCO_GL"):
-        monkeypatch.setenv(name, "")  # remembers the value from before; launch writes into os.environ
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("ROS_DISTRO", distribution)
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    started: dict[str, Started] = {}
-
-    def note(event: ProcessStarted, _: LaunchContext) -> None:
-        executable = next(part for part in event.cmd if "/omega_qvla_ros/" in part)
-        started[Path(executable).name] = Started(event.cmd, parameters_of(event.cmd), dict(event.env or os.environ))
-
-    source = IncludeLaunchDescription(str(path), launch_arguments=arguments.items())
-    service = LaunchService(noninteractive=True)
-    service.include_launch_description(
-        LaunchDescription(
-            [
-                RegisterEventHandler(OnProcessStart(on_start=note)),
-                SetLaunchConfiguration("launch-prefix", "echo"),
-                source,
-            ]
+    return [
+        pytest.param(
+            path, choice, id=f"{path.name}-{'-'.join('='.join(item) for item in choice.items()) or 'defaults'}"
         )
-    )
-    service.run()
-    return started
+        for path in FILES
+        for choice in choices_of(path)
+    ]
 
 
 def test_there_are_launch_files_for_the_simulation_and_for_an_arm():
-    assert [path.name for path in FILES] == ["policy.launch.py", "sim.launch.py"]
+    arms = [f"{name}_{kind}.launch.py" for name in ROBOTS for kind in ("real", "sim")]
+    assert sorted(path.name for path in LAUNCH.glob("*.launch.py")) == sorted([path.name for path in FILES] + arms)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_every_argument_is_described_and_has_a_default(path):
+@pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.launch.py")), ids=lambda path: path.name)
+def test_every_argument_is_described_and_has_a_default_or_must_be_given(path):
     for argument in arguments_of(path):
         assert argument.description != "no description given", argument.name
-        assert argument.default_value is not None, argument.name
+        if path in FILES:
+            assert argument.default_value is not None, argument.name
 
 
 @pytest.mark.parametrize(("path", "arguments"), every_choice())

@@ -1,0 +1,18 @@
+"""The SO-101 follower arm in Gazebo.
+
+World with two cameras, arm, bridge, controllers and policy. NOT RUN: Gazebo was not there.
+
+    ros2 launch omega_qvla_ros so101_sim.launch.py checkpoint:=/path/to/pack headless:=false
+
+Needs ros_gz_sim, ros_gz_bridge, gz_ros2_control and so101_description. docs/robots.md
+"""
+
+from __future__ import annotations
+
+from launch import LaunchDescription
+
+from omega_qvla_ros.bringup.gazebo import simulated_robot
+
+
+def generate_launch_description() -> LaunchDescription:
+    return simulated_robot("so101")
