@@ -94,7 +94,6 @@ class PolicySession:
         self.enabled = True
         self.running = False
         """Started and not stopped since, whether the arm may move just now or not."""
-        self._started_ns = 0
         self._output_faults = 0
         self._last_step_ns = 0
         self.safety.hold("stopped", "not started")
@@ -237,7 +236,6 @@ class PolicySession:
         self.ticks.restart()
         self.judge.restart()
         self.supervision.restart()
-        self._started_ns = now_ns
 
     @property
     def deactivate_requested(self) -> bool:
@@ -367,7 +365,7 @@ class PolicySession:
 
     def _watch_start(self, now_ns: int) -> None:
         """Give up a start that gets no data: whoever pressed the button may have gone."""
-        waited_ns = now_ns - self._started_ns
+        waited_ns = self.supervision.waiting_ns(now_ns)
         if self.running and self.starting and waited_ns > nanoseconds(self.options.start_timeout_s):
             cause = self.safety.held("sensors") or "no complete set of samples"
             log.error("start aborted: %s", cause)

@@ -58,6 +58,10 @@ class Supervision:
         self.ready = False
         """A complete set of samples came since the last restart."""
 
+    def waiting_ns(self, now_ns: int) -> int:
+        """For how long some stream has been missing, counted from the first control period that saw it."""
+        return 0 if self._waiting_since_ns is None else now_ns - self._waiting_since_ns
+
     def watch_timer(self, now_ns: int) -> None:
         """Note a tick of the control timer; commands carry absolute stamps, so a late one only shortens the window."""
         if self._ticks.tick(now_ns):
