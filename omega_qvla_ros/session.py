@@ -25,9 +25,11 @@ from omega_qvla_ros.notices import ImageWatch, InertWatch, Notices
 from omega_qvla_ros.observation import NotReady, ObservationBuffer, Snapshot
 from omega_qvla_ros.scheduler import ChunkDropped, ChunkScheduler
 from omega_qvla_ros.session_options import PolicyLike, SessionOptions
+from omega_qvla_ros.session_trace import SessionTrace
 from omega_qvla_ros.splines import nanoseconds, seconds
 from omega_qvla_ros.stats import Percentiles, TickMonitor
 from omega_qvla_ros.supervision import Supervision
+from omega_qvla_ros.trace import ChunkRecord, Outcome
 from omega_qvla_ros.trajectory import JointTrajectory
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class PolicySession:
         decode: Image message, camera key -> uint8 ``[H, W, 3]`` RGB; runs on the worker thread.
         on_done: Wakes the executor when an inference has finished; called on the worker thread.
         emergency_stop: The switches, which may be pressed before anything is configured.
+        trace: Takes a record of every inference; must not wait.
 
     Raises:
         ConfigError: Contract and checkpoint do not fit.
@@ -63,6 +66,7 @@ class PolicySession:
         decode: Callable[[Any, str], np.ndarray],
         on_done: Callable[[], None],
         emergency_stop: EmergencyStop | None = None,
+        trace: Callable[[ChunkRecord], None] | None = None,
     ) -> None:
         self.contract = contract
         self.policy = policy
@@ -90,6 +94,7 @@ class PolicySession:
         self.apply(options)
         self._image_watch = ImageWatch({camera.key: camera.topic for camera in contract.cameras}, self.notices)
         self._inert_watch = InertWatch()
+        self._trace = None if trace is None else SessionTrace(trace, self.scheduler, self.guard)
         self._active = False
         self.enabled = True
         self.running = False
@@ -299,10 +304,10 @@ class PolicySession:
         if result.abandoned:
             self.safety.release("inference")
             self.scheduler.retry()
-            return False
+            return self._judged(result, now_ns, "abandoned", "it did not return in time")
         if result.error is not None:
             self.judge.failed(result.error, now_ns)
-            return False
+            return self._judged(result, now_ns, "failed", f"{type(result.error).__name__}: {result.error}")
         self.latency_s.add(result.duration_s)
         return self._use(result, now_ns)
 
@@ -336,11 +341,11 @@ class PolicySession:
         if not self.judge.fits(result.chunk.actions):
             self.guard.counters.rejected["shape"] += 1
             self.motion.hold(now_ns)
-            return False
+            return self._judged(result, now_ns, "rejected", "shape")
         measured = self.buffer.joint_positions(now_ns)
         if measured is None or not (self._active and self.safety.may_move):
             self.scheduler.dropped["hold"] += 1
-            return False
+            return self._judged(result, now_ns, "dropped", "hold")
         try:
             if self.options.dry_run:
                 self.motion.forget()
@@ -354,14 +359,19 @@ class PolicySession:
             )
         except ChunkDropped as dropped:
             self.judge.dropped(dropped)
-            return False
+            return self._judged(result, now_ns, "dropped", f"{dropped.kind}: {dropped}")
         except ChunkRejected as rejected:
             self.judge.refused(rejected, now_ns)
-            return False
+            return self._judged(result, now_ns, "rejected", f"{rejected.kind}: {rejected}")
         self.reaction_s.add(float(seconds(now_ns - result.ticket.observation_ns)))
         self.judge.accepted()
         self.notices.set("inert", self._inert_watch.look(result.chunk.actions, now_ns))
-        return True
+        return self._judged(result, now_ns, "placed")
+
+    def _judged(self, result: InferenceResult[_Job], now_ns: int, outcome: Outcome, reason: str = "") -> bool:
+        if self._trace is not None:
+            self._trace.judged(result, now_ns, outcome, reason)
+        return outcome == "placed"
 
     def _watch_start(self, now_ns: int) -> None:
         """Give up a start that gets no data: whoever pressed the button may have gone."""

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from omega_qvla_core.errors import ObservationError, RecordingError
+from omega_qvla_core.errors import RecordingError
 from omega_qvla_core.policy_types import Observation, PolicySpec
-from omega_qvla_ros import image_decoding
 from omega_qvla_ros.bags.reader import DRY_RUN, Bag, BagMessage, resolve_topic
 from omega_qvla_ros.bags.topics import COMMAND_TYPE, IMAGE_TYPES, JOINT_STATE_TYPE, STATUS_TYPES, STRING_TYPE
 from omega_qvla_ros.contract import (
@@ -25,11 +24,15 @@ from omega_qvla_ros.contract import (
     RobotContract,
     check_policy,
 )
+from omega_qvla_ros.intake import Intake, stamp_ns, to_rgb
+from omega_qvla_ros.notices import Notices
 from omega_qvla_ros.observation import NotReady, ObservationBuffer, Snapshot
 from omega_qvla_ros.splines import NS_PER_S
 
 OTHER_CLOCK_NS = 10 * NS_PER_S
 """A recorder whose clock is further from the stamps than this had another clock: wall time beside simulated time."""
+STATUS_NAMES = (": policy", ": status")
+"""How the policy node names its reports, behind ``<namespace>/<node>``, on /diagnostics and on ~/status."""
 PROGRESS_EVERY = 50
 """Messages between two reports of progress."""
 
@@ -91,6 +94,7 @@ class Playback:
         self.contract = contract
         self.binding: PolicyBinding = check_policy(contract, spec)
         self._options = options or PlaybackOptions()
+        self._rules = {camera.key: camera for camera in contract.cameras}
         self._sizes = {camera.key: (camera.height, camera.width) for camera in spec.cameras}
         where = f"the contract {contract.name!r}"
         self._cameras: dict[str, CameraContract] = {}
@@ -119,12 +123,17 @@ class Playback:
         if self._options.instruction:
             return {}
         prefix = f"/{self._options.namespace.strip('/')}/" if self._options.namespace.strip("/") else "/"
-        return {
-            topic.name: topic.msgtype
-            for topic in self.bag.topics.values()
-            if (topic.msgtype == STRING_TYPE and topic.name.endswith("/instruction") and topic.name.startswith(prefix))
-            or topic.msgtype in STATUS_TYPES
-        }
+        found: dict[str, str] = {}
+        for topic in self.bag.topics.values():
+            own = topic.name.startswith(prefix) and topic.count
+            if own and topic.msgtype == STRING_TYPE and topic.name.endswith("/instruction"):
+                found[topic.name] = topic.msgtype
+            if own and topic.msgtype == STATUS_TYPES[0] and topic.name.endswith("/status"):
+                found[topic.name] = topic.msgtype
+        if STATUS_TYPES[0] not in found.values():
+            # Once a second, so up to a second late: only where the node's own status was not recorded.
+            found |= {t.name: t.msgtype for t in self.bag.topics.values() if t.msgtype == STATUS_TYPES[1] and t.count}
+        return found
 
     def moments(self, progress: Progress | None = None) -> Iterator[Moment]:
         """Every new consistent set of samples.
@@ -136,6 +145,7 @@ class Playback:
             RecordingError: The bag is damaged, or nobody says what the arm was told.
         """
         buffer = ObservationBuffer(self.contract)
+        intake = Intake(self.contract, self._sizes, buffer, Notices(), threaded=False)
         self.refused = {}
         told = _Told(self._options.instruction or self.contract.default_instruction, self._options.namespace)
         clock = _Clock()
@@ -149,8 +159,11 @@ class Playback:
                 told.hear(recorded.message, self._told[recorded.topic])
                 continue
             now_ns = clock.now_ns(recorded)
-            self._feed(buffer, recorded, now_ns)
-            if recorded.topic not in self._cameras or not told.instruction:
+            if recorded.topic == self.joint_topic:
+                intake.on_joint_states(recorded.message, now_ns)
+                continue
+            intake.on_image(self._cameras[recorded.topic].key, recorded.message, now_ns)
+            if not told.instruction:
                 continue
             snapshot = buffer.assemble(now_ns)
             if isinstance(snapshot, NotReady) or snapshot.stamp_ns <= newest_ns:
@@ -165,28 +178,15 @@ class Playback:
                 "/diagnostics has it, and the contract has no default_instruction; give --instruction"
             )
 
-    def _feed(self, buffer: ObservationBuffer, recorded: BagMessage, now_ns: int) -> None:
-        message, stamp_ns = recorded.message, header_ns(recorded.message)
-        if recorded.topic == self.joint_topic:
-            buffer.add_joints(message.name, message.position, stamp_ns, now_ns)
-            return
-        camera = self._cameras[recorded.topic]
-        try:
-            image_decoding.check_image(message, camera.topic, *self._sizes[camera.key])
-        except ObservationError as error:
-            buffer.refuse_image(camera.key, str(error))
-            return
-        buffer.add_image(camera.key, message, stamp_ns, now_ns)
-
     def observation(self, moment: Moment) -> Observation:
         """Decode a moment into what the policy gets."""
-        images = {key: image_decoding.image_to_rgb(image, key) for key, image in moment.snapshot.images.items()}
+        images = {key: self._decode(key, sample) for key, sample in moment.snapshot.images.items()}
         return moment.snapshot.observation(images, moment.instruction, self.binding)
 
-
-def header_ns(message: Any) -> int:
-    """Stamp of a message's header in ns."""
-    return int(message.header.stamp.sec) * NS_PER_S + int(message.header.stamp.nanosec)
+    def _decode(self, key: str, sample: Any) -> np.ndarray:
+        """As the node, whose raw images go through cv_bridge where that gives the same pixels."""
+        camera = self._rules[key]
+        return to_rgb(sample, camera.topic, camera.resize, *self._sizes[key])
 
 
 class _Clock:
@@ -197,12 +197,12 @@ class _Clock:
         self._newest_ns = 0
 
     def now_ns(self, recorded: BagMessage) -> int:
-        stamp_ns = header_ns(recorded.message)
-        if self._stamps_only is None and stamp_ns:
-            self._stamps_only = abs(recorded.log_ns - stamp_ns) > OTHER_CLOCK_NS
+        header_ns = stamp_ns(recorded.message)
+        if self._stamps_only is None and header_ns:
+            self._stamps_only = abs(recorded.log_ns - header_ns) > OTHER_CLOCK_NS
         if not self._stamps_only:
             return recorded.log_ns
-        self._newest_ns = max(self._newest_ns, stamp_ns)
+        self._newest_ns = max(self._newest_ns, header_ns)
         return self._newest_ns
 
 
@@ -223,8 +223,7 @@ class _Told:
                 self._status(status)
 
     def _status(self, status: Any) -> None:
-        # "<namespace>/<node>: policy", as the policy node names its own status.
-        if status.name.endswith(": policy") and status.name.startswith(self._prefix):
+        if status.name.endswith(STATUS_NAMES) and status.name.startswith(self._prefix):
             for pair in status.values:
                 if pair.key == "instruction":
                     self._set(pair.value)

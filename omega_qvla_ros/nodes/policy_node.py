@@ -42,6 +42,7 @@ from omega_qvla_ros.nodes.policy_parameters import POLICY_NODE
 from omega_qvla_ros.nodes.reporting import Reporter
 from omega_qvla_ros.nodes.sensors import SensorInputs
 from omega_qvla_ros.session import PolicySession
+from omega_qvla_ros.session_trace import open_trace
 from omega_qvla_ros.trajectory import JointTrajectory
 
 POLL_PERIOD_S = 0.25
@@ -156,6 +157,10 @@ class PolicyNode(GuardedLifecycleNode):
         self._operation.use_contract_switch(contract.safety.estop_topic)
         self._operation.emergency_stop.reset_delay_s = contract.safety.estop_reset_delay_s
         decode = decoder(contract, loaded.policy.spec)
+        trace = open_trace(str(parameters.value(self, "trace_file")), contract, loaded.policy.spec)
+        self._reporter.trace = trace
+        if trace is not None:
+            self._configured.append(trace.close)
         session = PolicySession(
             contract,
             loaded.policy,
@@ -163,6 +168,7 @@ class PolicyNode(GuardedLifecycleNode):
             decode,
             self._wake,
             self._operation.emergency_stop,
+            None if trace is None else trace.write,
         )
         self._session = session
         self._configured.append(session.close)
@@ -226,7 +232,7 @@ class PolicyNode(GuardedLifecycleNode):
             self.destroy_timer(self._control_timer)
         self._control_timer = None
         self._session = self._outputs = None
-        self._reporter.loaded = self._reporter.outputs = None
+        self._reporter.loaded = self._reporter.outputs = self._reporter.trace = None
         loading.free_memory()
 
     # Timers and wake-ups.

@@ -172,6 +172,12 @@ POLICY_NODE = (
         maximum=60.0,
     ),
     ParameterSpec(
+        "trace_file",
+        "",
+        "File for a trace of every chunk; empty writes none. One that exists gets a number behind its name.",
+        when=When.CONFIGURE,
+    ),
+    ParameterSpec(
         "debug_image",
         False,
         "Draw ~/debug/image while somebody subscribes to it.",

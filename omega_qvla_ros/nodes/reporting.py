@@ -17,6 +17,7 @@ from omega_qvla_ros.nodes import diagnostics, qos
 from omega_qvla_ros.nodes.loading import Loaded
 from omega_qvla_ros.nodes.outputs import Outputs
 from omega_qvla_ros.session import PolicySession
+from omega_qvla_ros.trace import ChunkTrace
 
 PERIOD_S = 1.0
 
@@ -50,6 +51,7 @@ class Reporter:
         self._pressed = pressed
         self.loaded: Loaded | None = None
         self.outputs: Outputs | None = None
+        self.trace: ChunkTrace | None = None
         self.configure_error = ""
         self.ticked_s = 0.0
         """Wall time of the last control tick."""
@@ -121,6 +123,9 @@ class Reporter:
             return diagnostics.status(f"{name}: policy", "", level, message, extra)
         extra["weights_file"], extra["weights_bytes"] = self.loaded.weights
         extra.update({f"weights_bytes.{kind}": size for kind, size in self.loaded.weight_classes.items()})
+        if self.trace is not None:
+            extra.update(trace_file=self.trace.path, trace_chunks=self.trace.written, trace_dropped=self.trace.dropped)
+            extra["trace_error"] = self.trace.error or ""
         if self.outputs is not None:
             extra.update({f"output.{name}": text for name, text in self.outputs.states().items()})
         silent_s = time.monotonic() - self.ticked_s

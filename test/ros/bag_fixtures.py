@@ -44,7 +44,7 @@ def joints(stamp_ns: int, shoulder: float, finger: float = 0.02) -> JointState:
 
 def told(instruction: str) -> DiagnosticStatus:
     """What the policy node says on ~/status."""
-    return DiagnosticStatus(name="policy_node: policy", values=[KeyValue(key="instruction", value=instruction)])
+    return DiagnosticStatus(name="policy_node: status", values=[KeyValue(key="instruction", value=instruction)])
 
 
 def episode(periods: int, instruction: str = TOLD) -> list[tuple[str, int, Any]]:

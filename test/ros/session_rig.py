@@ -12,6 +12,7 @@ from omega_qvla_ros import jtc
 from omega_qvla_ros.contract import RobotContract
 from omega_qvla_ros.guard import State
 from omega_qvla_ros.session import PolicySession, SessionOptions
+from omega_qvla_ros.trace import ChunkRecord
 from omega_qvla_ros.trajectory import JointTrajectory
 
 DEADLINE_S = 30.0
@@ -46,12 +47,14 @@ class Rig:
     def __init__(self, contract: RobotContract | None = None, **options: object) -> None:
         self.policy = FakePolicy()
         self.done = threading.Semaphore(0)
+        self.records: list[ChunkRecord] = []
         self.session = PolicySession(
             contract or toy_contract(),
             self.policy,
             SessionOptions(**{"execution_horizon_steps": 2, "blend_time_s": 0.1, **options}),
             lambda message, key: np.full((64, 64, 3), 7, np.uint8),
             self.done.release,
+            trace=self.records.append,
         )
         self.now = T0
         self.stands_at = [0.0, 0.02]

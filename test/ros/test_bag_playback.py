@@ -21,29 +21,40 @@ from omega_qvla_ros import msgs
 from omega_qvla_ros.bags.playback import Playback, PlaybackOptions
 from omega_qvla_ros.bags.reader import Bag
 from omega_qvla_ros.contract import check_policy
+from omega_qvla_ros.intake import Intake
+from omega_qvla_ros.nodes.policy_node import decoder
+from omega_qvla_ros.notices import Notices
 from omega_qvla_ros.observation import NotReady, ObservationBuffer
 
 PERIODS = 12
+CAMERAS = toy_contract(
+    cameras=[
+        {"key": "front", "topic": "front/image_raw", "resize": "crop"},
+        {"key": "wrist", "topic": "wrist/image_raw"},
+    ]
+)
+"""The toy robot; its cameras are raw, one of them resized by the contract's rule."""
 
 
 def live_observations(messages: list[tuple[str, int, Any]], instruction: str) -> list[Observation]:
     """What the node makes of the same messages: its buffer, its decoding with cv_bridge, its joint order."""
-    contract, spec = toy_contract(), toy_spec()
-    binding, buffer = check_policy(contract, spec), ObservationBuffer(contract)
+    contract, spec = CAMERAS, toy_spec()
+    binding, buffer, decode = check_policy(contract, spec), ObservationBuffer(contract), decoder(contract, spec)
+    intake = Intake(contract, {"front": (64, 64), "wrist": (64, 64)}, buffer, Notices(), threaded=False)
     keys = {f"/{camera.topic}": camera.key for camera in contract.cameras}
     found: list[Observation] = []
     newest_ns = -1
     for topic, now_ns, message in messages:
         if topic == "/joint_states":
-            buffer.add_joints(message.name, message.position, msgs.stamp_to_ns(message.header.stamp), now_ns)
+            intake.on_joint_states(message, now_ns)
         if topic not in keys:
             continue
-        buffer.add_image(keys[topic], message, msgs.stamp_to_ns(message.header.stamp), now_ns)
+        intake.on_image(keys[topic], message, now_ns)
         snapshot = buffer.assemble(now_ns)
         if isinstance(snapshot, NotReady) or snapshot.stamp_ns <= newest_ns:
             continue
         newest_ns = snapshot.stamp_ns
-        images = {key: msgs.image_to_rgb(image, key) for key, image in snapshot.images.items()}
+        images = {key: decode(sample, key) for key, sample in snapshot.images.items()}
         found.append(snapshot.observation(images, instruction, binding))
     return found
 
@@ -60,7 +71,7 @@ def assert_equal(ours: list[Observation], theirs: list[Observation]) -> None:
 
 def played(path: Path, **options: Any) -> list[Observation]:
     with Bag(path) as bag:
-        playback = Playback(bag, toy_contract(), toy_spec(), PlaybackOptions(**options))
+        playback = Playback(bag, CAMERAS, toy_spec(), PlaybackOptions(**options))
         return [playback.observation(moment) for moment in playback.moments()]
 
 
@@ -217,5 +228,7 @@ def test_status_array_tells_the_instruction_too(tmp_path: Path) -> None:
     from diagnostic_msgs.msg import DiagnosticArray
 
     messages = [m for m in episode(3) if "policy_node" not in m[0]]
-    messages.insert(0, ("/diagnostics", T0, DiagnosticArray(status=[told("touch the green cube")])))
+    status = told("touch the green cube")
+    status.name = "policy_node: policy"
+    messages.insert(0, ("/diagnostics", T0, DiagnosticArray(status=[status])))
     assert {o.instruction for o in played(write_bag(tmp_path / "bag", messages))} == {"touch the green cube"}
