@@ -7,7 +7,7 @@ run. Compared are the chunks of the trace, the commands in the bag, and another 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -102,7 +102,7 @@ def replay(
         policy: What is replayed.
         options: When and with what noise.
         other: Another policy for the same robot, run on the same observations with the same noise.
-        trace: Of the same run: gives the times and the noise of its inferences.
+        trace: Of the same run: gives the times, the measured joints and the noise of its inferences.
         progress: Called with (messages read, messages).
 
     Raises:
@@ -187,11 +187,15 @@ def _chosen(
 ) -> Iterator[tuple[Moment, ChunkRecord | None]]:
     """The moments at which a policy plans: those of the trace, else at a steady rate."""
     if trace is not None:
+        if trace.header.joints != playback.contract.joint_names:
+            raise ConfigError(f"the trace {trace.path} is of another robot: its joints are {trace.header.joints}")
         records = {record.observation_ns: record for record in trace.records}
         for moment in playback.moments(progress):
             record = records.pop(moment.snapshot.stamp_ns, None)
             if record is not None:
-                yield moment, record
+                # The joint sample nearest to an image may have come a moment after the node planned.
+                positions = np.array(record.positions)
+                yield replace(moment, snapshot=replace(moment.snapshot, positions=positions)), record
         return
     steps = playback.contract.chunk.execution_horizon_steps
     period_ns = nanoseconds(1.0 / options.rate_hz if options.rate_hz else steps / policy.spec.control_hz)

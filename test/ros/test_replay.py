@@ -93,7 +93,7 @@ def test_the_same_run_gives_the_chunks_of_its_trace_exactly(bag: Path) -> None:
             instruction=one.instruction,
             observation_ns=one.observation_ns,
             image_stamps_ns={},
-            positions=(0.0, 0.0),
+            positions=(0.01 * 2 * k, 0.02),  # as recorded in every second period
             noise_seed=one.seed,
             latency_s=0.0,
             age_s=0.0,
