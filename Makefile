@@ -17,6 +17,10 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Episodes per policy in the demo; empty for the demo's own default.
 EPISODES ?=
 
+# Length of the soak, and the seed of its faults.
+SOAK_MINUTES ?= 30
+SOAK_SEED ?= 0
+
 BIN := $(VENV)/bin
 COLCON_VENV := .venv-colcon
 COLCON_BASE := build/colcon
@@ -36,11 +40,11 @@ ifneq ($(origin ROS_DISTRO),undefined)
 unexport LD_LIBRARY_PATH ROS_DISTRO
 endif
 
-.PHONY: help venv test test-slow demo lint format colcon clean distclean
+.PHONY: help venv test test-slow demo soak faults lint format colcon clean distclean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  variables: EPISODES=20  PYTHON=python3.12  TORCH_INDEX= (empty: CUDA build)  VENV=.venv"
+	@echo "  variables: EPISODES=20  SOAK_MINUTES=30  PYTHON=python3.12  TORCH_INDEX= (empty: CUDA build)  VENV=.venv"
 
 # Two stamps: what pip installs, and the links to data files. With both in place a second call does nothing.
 $(VENV)/.installed: setup.py setup.cfg constraints.txt scripts/check_machine.py
@@ -70,6 +74,14 @@ test-slow: venv  ## run the tests that take minutes
 
 demo: venv  ## two ROS 2 nodes, a simulated arm, the shipped 4-bit policy; EPISODES=20 for more
 	$(BIN)/python -m omega_qvla_ros.demo $(if $(EPISODES),--episodes $(EPISODES))
+
+soak: venv  ## closed loop under load and random faults; SOAK_MINUTES=2 for a short one
+	$(BIN)/python -m omega_qvla_ros.soak --minutes $(SOAK_MINUTES) --seed $(SOAK_SEED) --out out/soak
+
+faults: venv  ## run the fault suite and renew the table of docs/faults.md
+	@mkdir -p out
+	-$(BIN)/pytest -q test/faults --junitxml=out/faults.xml
+	$(BIN)/python scripts/fault_table.py out/faults.xml
 
 lint: venv  ## check style and formatting
 	$(BIN)/ruff check .

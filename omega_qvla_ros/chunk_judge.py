@@ -79,12 +79,12 @@ class ChunkJudge:
             return
         self._late_in_a_row += 1
         if self._late_in_a_row >= MAX_LATE_CHUNKS:
+            chunk_s = self._spec.horizon / self._spec.control_hz
             self._safety.latch(
                 "late",
                 f"{self._late_in_a_row} chunks in a row came after their own end: inference takes "
-                f"{self._latency_s.get(50):.2f} s, a chunk lasts {self._spec.horizon / self._spec.control_hz:.2f} s. "
-                "The arm cannot move continuously like this, and this node does not step; use a faster device or a "
-                "smaller policy",
+                f"{self._latency_s.values()[-1]:.2f} s, a chunk lasts {chunk_s:.2f} s. The arm cannot move "
+                "continuously like this, and this node does not step; use a faster device or a smaller policy",
             )
 
     def failed(self, error: Exception, now_ns: int) -> None:

@@ -65,9 +65,10 @@ class Supervision:
     def watch_timer(self, now_ns: int) -> None:
         """Note a tick of the control timer; commands carry absolute stamps, so a late one only shortens the window."""
         if self._ticks.tick(now_ns):
+            late_s = self._ticks.gap_s - self._ticks.period_s
             text = (
-                f"the control timer was {self._ticks.gap_s * 1e3:.0f} ms late (period {self._ticks.period_s * 1e3:.0f} "
-                "ms): the processor is too busy"
+                f"the control timer was {late_s * 1e3:.0f} ms late (period {self._ticks.period_s * 1e3:.0f} ms): the "
+                "processor is too busy"
             )
             self._notices.set("timer", text, now_ns + EVENT_NS)
 

@@ -19,6 +19,7 @@ from omega_qvla_ros.nodes import qos
 from omega_qvla_ros.session import PolicySession
 
 E_STOP_TOPIC = "~/e_stop"
+INSTRUCTION_TOPIC = "~/instruction"
 
 
 class Operation:
@@ -60,7 +61,13 @@ class Operation:
         self.emergency_stop = EmergencyStop()
         self.enabled = True
         self._contract_switch: list[Subscription] = []
-        node.create_subscription(String, "~/instruction", self._on_instruction, qos.INSTRUCTION)
+        node.create_subscription(
+            String,
+            INSTRUCTION_TOPIC,
+            self._on_instruction,
+            qos.INSTRUCTION,
+            event_callbacks=qos.subscription_events(INSTRUCTION_TOPIC, on_incompatible),
+        )
         self._subscribe_switch(E_STOP_TOPIC)
         for action in (self._start, self._stop, self._restart, self._reset_fault):
             name = action.__name__.lstrip("_")

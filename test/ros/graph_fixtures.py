@@ -42,11 +42,11 @@ class Graph:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        domain_id = free_domain_id(next(_salts))
-        self.environment = ros_environment(domain_id, threads=1)
+        self.domain_id = free_domain_id(next(_salts))
+        self.environment = ros_environment(self.domain_id, threads=1)
         self.processes: list[NodeProcess] = []
         self.context = Context()
-        rclpy.init(context=self.context, args=[], domain_id=domain_id)
+        rclpy.init(context=self.context, args=[], domain_id=self.domain_id)
         self.node = Node("probe", context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
@@ -59,7 +59,9 @@ class Graph:
         reliable = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
         self.node.create_subscription(JointState, "joint_states", self._on_joints, qos_profile_sensor_data)
         self.node.create_subscription(Clock, "/clock", self._on_clock, qos_profile_sensor_data)
-        self.node.create_subscription(JointTrajectoryMsg, "joint_trajectory", self._on_command, reliable)
+        self.command_subscription = self.node.create_subscription(
+            JointTrajectoryMsg, "joint_trajectory", self._on_command, reliable
+        )
         self.node.create_subscription(String, "episode_result", self._on_result, 10)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 

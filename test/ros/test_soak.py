@@ -1,0 +1,179 @@
+"""The soak's judge, schedule and figures: a judge that sees nothing would pass everything."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from robot_fixtures import PERIOD_NS, T0, toy_contract
+from session_rig import NAMES, Rig
+
+from omega_qvla_ros.nodes.soak_policy_node import UnreliablePolicy
+from omega_qvla_ros.soak.report import SoakFigures, memory_growth, reason_kind, report_table
+from omega_qvla_ros.soak.schedule import KINDS, draw_faults
+from omega_qvla_ros.soak.watch import CommandWatch
+from omega_qvla_ros.trajectory import JointTrajectory, TrajectoryPoint
+
+MS = 1_000_000
+ZERO = np.zeros(2)
+
+
+@pytest.fixture
+def watch() -> CommandWatch:
+    made = CommandWatch(toy_contract())
+    made.moved_elsewhere(np.array([0.0, 0.02]))
+    return made
+
+
+def trajectory(*points: tuple[int, float, float], stamp_ns: int = T0) -> JointTrajectory:
+    """Points as time in ms, position and velocity of the shoulder; the finger stands."""
+    return JointTrajectory(
+        NAMES,
+        stamp_ns,
+        tuple(TrajectoryPoint(np.array([p, 0.02]), t * MS, np.array([v, 0.0])) for t, p, v in points),
+    )
+
+
+def smooth(end: float, duration_ms: int, stamp_ns: int = T0) -> JointTrajectory:
+    return trajectory((0, 0.0, 0.0), (duration_ms, end, 0.0), stamp_ns=stamp_ns)
+
+
+def test_motion_within_the_limits_is_nothing_to_remark(watch: CommandWatch) -> None:
+    """0.2 rad in 0.5 s from rest to rest: peak speed 1.5 d/t = 0.6, peak acceleration 6 d/t^2 = 4.8."""
+    watch.trajectory(smooth(0.2, 500), T0)
+    assert not watch.refused and not watch.unguarded
+    assert watch.peaks.velocity == pytest.approx(0.6 / 2.0) and watch.peaks.acceleration == pytest.approx(4.8 / 10.0)
+    for k in range(60):
+        watch.execute(T0 + k * 10 * MS, ZERO, ZERO)
+    assert not watch.unguarded
+    assert watch.peaks.executed_velocity == pytest.approx(0.3, abs=0.01)
+    assert watch.largest_jump[0] == pytest.approx(0.6 * 0.05, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        (smooth(0.9, 500), "velocity"),
+        (smooth(0.2, 250), "acceleration"),
+        (trajectory((0, 0.9, 0.0), (500, 1.01, 0.0)), "position"),
+        (trajectory((0, 0.99, 0.9), (50, 0.99, -0.9), (500, 0.8, 0.0)), "position"),
+        (trajectory((0, np.nan, 0.0), (500, 0.1, 0.0)), "not_finite"),
+    ],
+)
+def test_value_beyond_a_limit_is_seen(watch: CommandWatch, message: JointTrajectory, kind: str) -> None:
+    watch.trajectory(message, T0)
+    assert watch.unguarded[kind] == 1 and watch.examples
+
+
+def test_arm_outside_its_limits_may_come_back(watch: CommandWatch) -> None:
+    watch.trajectory(trajectory((0, 1.3, 0.0), (1000, 0.9, 0.0)), T0)
+    assert "position" not in watch.unguarded
+
+
+def test_refusal_of_the_controller_is_counted(watch: CommandWatch) -> None:
+    watch.trajectory(trajectory((0, 0.0, 0.0), (500, 0.1, 0.1)), T0)
+    watch.trajectory(trajectory((0, 0.0, 0.0), (500, 0.1, 0.1)), T0, executed=False)
+    assert sum(watch.refused.values()) == 2
+
+
+def test_jump_from_one_message_to_the_next_is_seen(watch: CommandWatch) -> None:
+    """Each message for itself is good; the controller would make a step of 0.3 rad, 0.15 are allowed."""
+    watch.trajectory(trajectory((0, 0.0, 0.0), (500, 0.0, 0.0)), T0)
+    watch.execute(T0 + 10 * MS, ZERO, ZERO)
+    watch.trajectory(trajectory((0, 0.3, 0.0), (500, 0.3, 0.0)), T0 + 20 * MS)
+    watch.execute(T0 + 20 * MS, ZERO, ZERO)
+    assert watch.unguarded["jump"] == 1 and watch.largest_jump[0] == pytest.approx(0.3)
+
+
+def test_speed_that_changes_between_two_messages_is_an_acceleration(watch: CommandWatch) -> None:
+    watch.trajectory(trajectory((0, 0.0, 1.0), (100, 0.1, 1.0), (300, 0.2, 0.0)), T0)
+    watch.execute(T0 + 40 * MS, ZERO, ZERO)
+    watch.trajectory(trajectory((0, 0.0, 0.0), (100, 0.05, 0.0)), T0 + 45 * MS)
+    watch.execute(T0 + 50 * MS, ZERO, ZERO)
+    assert watch.unguarded["executed_acceleration"] == 1
+
+
+def test_what_a_session_sends_passes_the_judge() -> None:
+    """Two implementations of the same limits agree over holds, errors and restarts."""
+    rig, watch = Rig(), CommandWatch(toy_contract())
+    watch.moved_elsewhere(np.array(rig.stands_at))
+    random = np.random.default_rng(1)
+    for k in range(300):
+        rig.policy.step = float(random.uniform(-0.05, 0.05))
+        if k % 50 == 30:
+            rig.session.stop(rig.now)
+        if k % 50 == 40:
+            rig.session.start(rig.now)
+        message = rig.tick()
+        for part in range(5):
+            watch.execute(rig.now - PERIOD_NS + part * 10 * MS, np.array(rig.stands_at), ZERO)
+        if message is not None:
+            watch.trajectory(message, rig.now)
+    rig.close()
+    assert watch.trajectories > 200 and not watch.refused
+    assert not watch.unguarded, watch.examples
+
+
+def test_same_seed_gives_the_same_faults_and_every_kind_comes() -> None:
+    faults = draw_faults(3600.0, 3, ["front", "wrist"])
+    assert faults == draw_faults(3600.0, 3, ["front", "wrist"]) != draw_faults(3600.0, 4, ["front", "wrist"])
+    assert {fault.kind for fault in faults} == {kind.name for kind in KINDS}
+    ends = [fault.start_s + fault.duration_s for fault in faults]
+    assert all(fault.start_s >= end for fault, end in zip(faults[1:], ends))
+    assert {fault.stream for fault in faults if fault.kind.startswith("camera")} == {"front", "wrist"}
+    assert faults[-1].start_s < 3600.0
+
+
+def test_memory_growth_is_the_rise_of_a_line_after_warm_up() -> None:
+    flat = [(float(t), 100_000_000) for t in range(100)]
+    assert memory_growth(flat) == pytest.approx(0.0, abs=1e-9)
+    warm_up_only = [(float(t), 50_000_000 if t < 20 else 100_000_000) for t in range(100)]
+    assert memory_growth(warm_up_only) == pytest.approx(0.0, abs=0.02)
+    leak = [(float(t), 100_000_000 + 100_000 * t) for t in range(101)]
+    assert memory_growth(leak) == pytest.approx(80 * 0.1 / 102.0, rel=1e-6)
+    assert memory_growth(flat[:5]) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trajectories_rejected": 1},
+        {"trajectories_not_finite": 1},
+        {"trajectories_invalid": 1},
+        {"unguarded": {"velocity": 2}},
+        {"refused_by_the_watch": {"no points": 1}},
+        {"stuck": ["at 5 s"]},
+        {"died": ["policy_node ended"]},
+        {"memory_growth": 0.02},
+        {"trajectories": 0},
+    ],
+)
+def test_everything_that_may_not_happen_is_a_violation_and_survives_the_file(tmp_path, change: dict) -> None:
+    good = SoakFigures(30.0, 0, "p", minutes=30.0, trajectories=5, memory_samples=[(1.0, 2)])
+    assert good.violations() == []
+    bad = SoakFigures(**{**vars(good), **change})
+    assert len(bad.violations()) == 1
+    bad.write(tmp_path / "soak.json")
+    assert SoakFigures.read(tmp_path / "soak.json") == bad
+    assert report_table(bad).row_count > 10
+
+
+def test_reasons_are_counted_without_their_numbers() -> None:
+    assert reason_kind("'a' is stale: 0.312 s old; more") == reason_kind("'a' is stale: 0.5 s old")
+
+
+def test_unreliable_policy_fails_as_often_as_it_says_and_is_otherwise_the_policy(monkeypatch) -> None:
+    slept = []
+    monkeypatch.setattr("omega_qvla_ros.nodes.soak_policy_node.time.sleep", slept.append)
+    policy = Rig().policy
+    wrapped = UnreliablePolicy(policy, seed=2)
+    assert wrapped.spec is policy.spec
+    from omega_qvla_core.policy_types import Observation
+
+    observation = Observation({}, np.zeros(2), "go")
+    errors = spoiled = 0
+    for _ in range(3000):
+        try:
+            spoiled += bool(np.isnan(wrapped.infer(observation).actions).any())
+        except RuntimeError:
+            errors += 1
+    assert 1 <= errors <= 20 and 1 <= spoiled <= 20 and 30 <= len(slept) <= 120
