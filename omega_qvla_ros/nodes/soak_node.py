@@ -10,14 +10,17 @@ import array
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import SetParameters
+from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -268,6 +271,19 @@ class SoakNode(Node):
         self.watch.moved_elsewhere(self._measured[0])
         self._deaf = False
         return str(json.loads(response.message)["instruction"])
+
+
+@contextmanager
+def running_soak_node(contract: RobotContract, failure: Callable[[], str | None]) -> Iterator[SoakNode]:
+    """A soak node in a context of its own; the process must be in the graph's environment."""
+    context = Context()
+    rclpy.init(context=context, args=[])
+    node = SoakNode(contract, failure, context=context)
+    try:
+        yield node
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown(context=context)
 
 
 def _spoiled(message: Image) -> Image:

@@ -10,13 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import rclpy
-from rclpy.context import Context
-
 from omega_qvla_core.envs.tabletop.seeds import ROS_EVALUATION
 from omega_qvla_ros.contract import RobotContract, load_contract
 from omega_qvla_ros.nodes.episode_runner_node import episode_requests
-from omega_qvla_ros.nodes.soak_node import BRIDGE, POLICY, RELAYED, SoakError, SoakNode
+from omega_qvla_ros.nodes.soak_node import BRIDGE, POLICY, RELAYED, SoakError, SoakNode, running_soak_node
 from omega_qvla_ros.process_environment import enter_ros_environment, free_domain_id, ros_environment
 from omega_qvla_ros.processes import NodeProcess, first_failure, running
 from omega_qvla_ros.resources import resolve_contract
@@ -262,11 +259,11 @@ def soak(
         current.write(out / "soak.json")
         on_progress(current)
 
-    with running(*_starters(options, contract, domain_id, out)) as nodes:
+    with (
+        running(*_starters(options, contract, domain_id, out)) as nodes,
+        running_soak_node(contract, lambda: first_failure(nodes)) as node,
+    ):
         burners = start_burners(options.burners, options.seed)
-        context = Context()
-        rclpy.init(context=context, args=[])
-        node = SoakNode(contract, lambda: first_failure(nodes), context=context)
         run = SoakRun(options, contract, node, nodes[0], nodes[1], figures, write)
         try:
             run.run()
@@ -280,8 +277,6 @@ def soak(
                 burner.wait()
             run.collect()
             write(figures)
-            node.destroy_node()
-            rclpy.try_shutdown(context=context)
     return figures
 
 
