@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from graph_fixtures import Graph
-from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from sensor_publisher import publish_sensors
 from trajectory_msgs.msg import JointTrajectory
-
-from omega_qvla_core.envs.tabletop import JOINT_NAMES
-from omega_qvla_ros import jtc, msgs
 
 
 def test_restart_then_stop_stops_the_arm(graph: Graph, checkpoint: str) -> None:
@@ -36,30 +30,6 @@ def test_restart_then_stop_stops_the_arm(graph: Graph, checkpoint: str) -> None:
     assert graph.trigger("policy_node/start").success
     graph.wait(lambda: graph.arm_speed() > 0.02, "the arm moves again")
     assert graph.fresh_bridge()["trajectories_rejected"] == "0"
-
-
-def test_clock_that_jumps_back_holds_the_arm_where_it_is_with_stamp_zero(graph: Graph, checkpoint: str) -> None:
-    """The controller's window lies in a future that will come again; only a message without a stamp replaces it now."""
-    time_ns = [1_000_000_000_000]
-    clock = graph.node.create_publisher(Clock, "/clock", 10)
-
-    def advance() -> None:
-        time_ns[0] += 25_000_000
-        clock.publish(Clock(clock=msgs.ns_to_stamp(time_ns[0])))
-
-    graph.node.create_timer(0.025, advance)
-    publish_sensors(graph, now=lambda: msgs.ns_to_stamp(time_ns[0]))
-    graph.start_policy(checkpoint=checkpoint, use_sim_time=True, auto_activate=True)
-    graph.wait(lambda: len(graph.commands) > 5, "commands")
-    assert all(command.stamp_ns > 0 for _, command in graph.commands)
-    time_ns[0] -= 100_000_000_000
-    graph.wait(lambda: any(command.stamp_ns == 0 for _, command in graph.commands), "a hold without a stamp")
-    hold = next(command for _, command in graph.commands if command.stamp_ns == 0)
-    assert jtc.validate(hold, time_ns[0], JOINT_NAMES) is None and hold.points[0].time_from_start_ns > 0
-    np.testing.assert_allclose(hold.points[-1].positions[:6], 0.02, atol=1e-6)
-    count = len(graph.commands)
-    graph.wait(lambda: any(command.stamp_ns > 0 for _, command in graph.commands[count:]), "motion in the new time")
-    assert all(command.stamp_ns <= time_ns[0] for _, command in graph.commands[count:])
 
 
 def test_arm_whose_controller_is_inactive_is_held_and_latched(graph: Graph) -> None:
@@ -93,37 +63,6 @@ def test_configure_refuses(graph: Graph, checkpoint: str, given: dict, words: st
     assert not graph.transition("configure")
     graph.wait(lambda: words in graph.diagnostics.get("policy_node", ("",))[0], words)
     assert graph.lifecycle() == "unconfigured"
-
-
-def test_running_node_refuses_a_horizon_or_blend_longer_than_a_chunk(graph: Graph, checkpoint: str) -> None:
-    graph.start_policy(checkpoint=checkpoint, use_sim_time=False)
-    assert graph.transition("configure")
-    for name, value in (("execution_horizon", 1000), ("blend_time_s", 4.9)):
-        refused = graph.set_parameter("policy_node", name, value)
-        assert not refused.successful and f"{name} is {value}" in refused.reason
-        assert "of 'random'" in refused.reason and "choose at most that" in refused.reason
-
-
-def test_joint_that_becomes_nan_holds_with_its_name(graph: Graph, checkpoint: str) -> None:
-    """A joint_state_broadcaster publishes NaN for what it does not know."""
-    broken = [False]
-
-    def spoil(state: JointState, _: Image) -> None:
-        if broken[0]:
-            state.position[1] = math.nan
-
-    publish_sensors(graph, spoil)
-    graph.start_policy(checkpoint=checkpoint, use_sim_time=False, auto_activate=True)
-    graph.wait(lambda: graph.commands, "a command")
-    broken[0] = True
-    graph.wait_policy("HOLD", "joint 'joint_2' is not finite")
-    last = graph.commands[-1][1]
-    np.testing.assert_array_equal(last.points[-1].velocities, 0.0)
-    count = len(graph.commands)
-    graph.wait_policy("HOLD", "joint 'joint_2' is not finite")
-    for _, command in graph.commands:
-        assert np.isfinite([point.positions for point in command.points]).all()
-    assert len(graph.commands) <= count + 2  # the hold's repetitions, then silence
 
 
 def test_wrong_image_encoding_never_moves_the_arm_and_is_named(graph: Graph, checkpoint: str) -> None:
