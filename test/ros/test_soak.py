@@ -85,11 +85,26 @@ def test_jump_from_one_message_to_the_next_is_seen(watch: CommandWatch) -> None:
 
 
 def test_speed_that_changes_between_two_messages_is_an_acceleration(watch: CommandWatch) -> None:
-    watch.trajectory(trajectory((0, 0.0, 1.0), (100, 0.1, 1.0), (300, 0.2, 0.0)), T0)
+    """One message moves at 1 rad/s, the next one stands, and both have said so for a second."""
+    before_ns = T0 - 1000 * MS
+    watch.trajectory(trajectory((0, -0.9, 1.0), (1100, 0.2, 1.0), (1300, 0.3, 0.0), stamp_ns=before_ns), T0)
     watch.execute(T0 + 40 * MS, ZERO, ZERO)
-    watch.trajectory(trajectory((0, 0.0, 0.0), (100, 0.05, 0.0)), T0 + 45 * MS)
+    watch.trajectory(trajectory((0, 0.14, 0.0), (1300, 0.14, 0.0), stamp_ns=before_ns), T0 + 45 * MS)
     watch.execute(T0 + 50 * MS, ZERO, ZERO)
     assert watch.unguarded["executed_acceleration"] == 1
+
+
+def test_message_that_takes_effect_late_may_step_by_what_the_arm_could_have_braked_meanwhile(
+    watch: CommandWatch,
+) -> None:
+    """It was sent at 100 ms, asks to brake with 10 rad/s^2 from then on, and comes 30 ms later."""
+    watch.trajectory(trajectory((0, 0.0, 1.0), (200, 0.2, 1.0), (400, 0.3, 0.0)), T0)
+    for ms in range(0, 130, 10):
+        watch.execute(T0 + ms * MS, ZERO, ZERO)
+    watch.trajectory(trajectory((0, 0.0, 1.0), (100, 0.1, 1.0), (200, 0.15, 0.0)), T0 + 130 * MS)
+    watch.execute(T0 + 130 * MS, ZERO, ZERO)
+    watch.execute(T0 + 140 * MS, ZERO, ZERO)
+    assert "executed_acceleration" not in watch.unguarded and watch.largest_delay_s == pytest.approx(0.03, abs=0.006)
 
 
 def test_what_a_session_sends_passes_the_judge() -> None:
