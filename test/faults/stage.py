@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +37,8 @@ class Stage:
         self.graph = Graph(folder)
         # The robot is the only one that takes commands: without it nobody must be left to hear them.
         self.graph.node.destroy_subscription(self.graph.command_subscription)
-        self.graph.environment["PYTHONPATH"] = str(SUITE)
+        modules = [str(SUITE), self.graph.environment.get("PYTHONPATH", "")]
+        self.graph.environment["PYTHONPATH"] = os.pathsep.join(filter(None, modules))
         self.checkpoint = checkpoint
         self.script = Script(checkpoint)
         self.script.write()

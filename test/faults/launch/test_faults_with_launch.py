@@ -19,9 +19,10 @@ TIMEOUT_S = 240
 
 
 def run_row(row: str, checkpoint: Path, folder: Path) -> None:
-    environment = {
-        **ros_environment(free_domain_id(SALT + int(row)), threads=1),
-        "PYTHONPATH": os.pathsep.join(map(str, (SUITE, SUITE.parent / "ros"))),
+    environment = ros_environment(free_domain_id(SALT + int(row)), threads=1)
+    modules = [str(SUITE), str(SUITE.parent / "ros"), environment.get("PYTHONPATH", "")]
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(filter(None, modules)),
         "FAULT_ROW": row,
         "FAULT_CHECKPOINT": str(checkpoint),
         "FAULT_CONTRACT": str(patient_contract(folder)),
