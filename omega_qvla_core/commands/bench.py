@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,6 +41,7 @@ def model(
     """Vision, prefix, one denoise step, whole chunk: p50, p95 and peak memory, with random weights."""
     from omega_qvla_core.checkpoints.strict_loading import compute_dtype
     from omega_qvla_core.evaluate import bench_model as measure
+    from omega_qvla_core.evaluate.bench_presets import preset, random_model
 
     with user_errors():
         options = measure.BenchOptions(
@@ -52,7 +54,7 @@ def model(
             prompt_tokens=prompt_tokens,
             padded_tokens=padded_tokens,
         )
-        network = measure.random_model(measure.preset(family, size), device, options.dtype)
+        network = random_model(preset(family, size), device, options.dtype)
         # With --json nothing but JSON goes to the standard output.
         with nullcontext() if as_json else progress_bar("bench") as bar:
             update = None if bar is None else bar.update
@@ -66,6 +68,51 @@ def model(
         _print_saving(found)
     else:
         _print(found)
+
+
+@app.command()
+def compare(
+    name: Annotated[str, typer.Option("--model", help="tabletop, pi05 or gr00t_n15.")] = "tabletop",
+    size: Annotated[str, typer.Option(help="tiny, mid or full; the tabletop policy has one size.")] = "mid",
+    shape: Annotated[str, typer.Option(help="cameras/text/chunk/steps; empty for the model's first.")] = "",
+    precision: Annotated[
+        list[str], typer.Option(help="w8a8, w4a8, w4a4, w4a4_grouped; may be given several times.")
+    ] = ("w8a8", "w4a8", "w4a4"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch on a CPU; 0: as it finds best.")] = 0,
+    warm_ups: Annotated[int, typer.Option(min=0)] = 20,
+    samples: Annotated[int, typer.Option(min=1)] = 100,
+    compiled: Annotated[bool, typer.Option("--compile", help="Add a row for torch.compile.")] = False,
+    memory: Annotated[bool, typer.Option(help="Measure each row's peak memory in a process of its own (CPU).")] = True,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture (PNG).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Eager and static engine, unquantized and quantized, measured in turn in one run."""
+    from omega_qvla_core.evaluate import bench_compare, bench_plot, bench_text
+    from omega_qvla_core.evaluate.bench_shapes import BenchShape
+
+    with user_errors():
+        options = bench_compare.CompareOptions(
+            model=name,
+            shape=BenchShape.parse(shape) if shape else bench_compare.default_shape(name),
+            size=size,
+            precisions=tuple(precision),
+            device=device,
+            threads=threads,
+            warm_ups=warm_ups,
+            samples=samples,
+            compiled=compiled,
+            memory=memory,
+        )
+        with nullcontext() if as_json else progress_bar("bench") as bar:
+            found = bench_compare.compare(options, None if bar is None else bar.update)
+        if plot is not None:
+            bench_plot.draw(found, plot)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+        return
+    # Wider than most terminals, and copied into documents: not a table that is fitted to the terminal.
+    typer.echo(bench_text.text(found))
 
 
 def _print(result: BenchResult) -> None:

@@ -55,10 +55,9 @@ class CpuBackend(Backend):
         With one activation scale for all groups it is applied last: ``y = sx * sum_g (sum_g * sw_g)``.
         """
         groups, tokens, _ = codes.shape
-        tile = max(_TILE_TOKENS, _TILE_OUTPUTS // weight.outputs)
-        if groups == 1 or tokens <= tile:
+        if not needs_blocks(groups, tokens, weight):
             return product(codes, scales, weight)
-        per_token = scales.shape[1] > 1
+        tile, per_token = _tile(weight), scales.shape[1] > 1
         return torch.cat(
             [
                 product(
@@ -71,6 +70,15 @@ class CpuBackend(Backend):
     def accumulators(self, codes: Tensor, weight: CpuWeight) -> Tensor:
         """The integer sums themselves, int64 ``[G, M, O]``, for tests against an int64 oracle."""
         return weight.route.integers(codes, weight.layout)
+
+
+def needs_blocks(groups: int, tokens: int, weight: CpuWeight) -> bool:
+    """Whether the sums of all tokens are too large to be scaled while they are in the cache."""
+    return groups > 1 and tokens > _tile(weight)
+
+
+def _tile(weight: CpuWeight) -> int:
+    return max(_TILE_TOKENS, _TILE_OUTPUTS // weight.outputs)
 
 
 def product(codes: Tensor, scales: Tensor, weight: CpuWeight, work: Tensor | None = None) -> Tensor:

@@ -58,9 +58,15 @@ class Kind:
 
 
 class Route(ABC):
-    """One way to the integer sums."""
+    """One way to the integer sums.
+
+    Attributes:
+        name: Short name.
+        writes_out: Whether ``sums`` uses the buffer that it is given.
+    """
 
     name: str
+    writes_out = False
 
     @abstractmethod
     def prepare(self, codes: Tensor, kind: Kind, scales: Tensor) -> Any:
@@ -77,6 +83,10 @@ class Route(ABC):
         """
 
     @abstractmethod
+    def bytes(self, layout: Any) -> int:
+        """Memory of a layout."""
+
+    @abstractmethod
     def integers(self, codes: Tensor, layout: Any) -> Tensor:
         """The same as int64 ``[G, M, O]``."""
 
@@ -89,6 +99,7 @@ class FloatRoute(Route):
     """Integers held in floating point."""
 
     name = "float32"
+    writes_out = True
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
@@ -100,6 +111,9 @@ class FloatRoute(Route):
         if self.dtype != torch.float32:
             return torch.bmm(codes.to(self.dtype), layout).float()
         return torch.bmm(codes, layout) if out is None else torch.bmm(codes, layout, out=out)
+
+    def bytes(self, layout: Tensor) -> int:
+        return layout.numel() * layout.element_size()
 
     def integers(self, codes: Tensor, layout: Tensor) -> Tensor:
         return torch.bmm(codes.to(self.dtype), layout).long()
@@ -116,6 +130,9 @@ class IntMmRoute(Route):
 
     def sums(self, codes: Tensor, layout: tuple[Tensor, ...], out: Tensor | None = None) -> list[Tensor]:
         return [torch._int_mm(one, weight).float() for one, weight in zip(codes.char().unbind(), layout)]
+
+    def bytes(self, layout: tuple[Tensor, ...]) -> int:
+        return sum(one.numel() for one in layout)
 
     def integers(self, codes: Tensor, layout: tuple[Tensor, ...]) -> Tensor:
         return torch.stack([torch._int_mm(one, weight).long() for one, weight in zip(codes.char(), layout)])
@@ -150,6 +167,9 @@ class OneDnnRoute(Route):
     def sums(self, codes: Tensor, layout: _OneDnnLayout, out: Tensor | None = None) -> list[Tensor]:
         unsigned = codes.add(layout.zero_point).to(torch.uint8)
         return [_onednn(one, weight, layout, layout.ones) for one, weight in zip(unsigned.unbind(), layout.packed)]
+
+    def bytes(self, layout: _OneDnnLayout) -> int:
+        return sum(one.numel() for one in layout.packed)
 
     def integers(self, codes: Tensor, layout: _OneDnnLayout) -> Tensor:
         return torch.stack(self.sums(codes, layout)).long()

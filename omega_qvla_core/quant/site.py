@@ -153,6 +153,10 @@ class QuantizedSite(nn.Module):
         )
         return sum(found.values())
 
+    def grouped_weight(self) -> GroupedWeight:
+        """The weight of an executable site as backends take it."""
+        return self._grouped_weight(self.tensors())
+
     def forward(self, x: Tensor) -> Tensor:
         """Stacked outputs ``[..., O]`` of an input ``[..., I]``, in the input's dtype.
 

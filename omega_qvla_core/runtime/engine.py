@@ -28,7 +28,7 @@ VelocityGuide = Callable[[Tensor, Tensor, float], Tensor]
 ENGINE_CHOICES = ("auto", "off")
 
 # Device type -> module with ``build(model) -> Engine``, imported when it is asked for: its libraries are optional.
-_BUILDERS: dict[str, str] = {}
+_BUILDERS: dict[str, str] = {"cpu": "omega_qvla_core.runtime.cpu_engine"}
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,7 @@ def test_full_size_gr00t():
 
 def test_full_size_pi05():
     from omega_qvla_core.checkpoints.families import build_model
-    from omega_qvla_core.evaluate.bench_model import preset
+    from omega_qvla_core.evaluate.bench_presets import preset
 
     with torch.device("meta"):
         state = build_model(preset("pi05", "full")).state_dict()

@@ -11,16 +11,8 @@ from typer.testing import CliRunner
 
 from omega_qvla_core.cli import app
 from omega_qvla_core.errors import ConfigError
-from omega_qvla_core.evaluate.bench_model import (
-    PRESETS,
-    STAGES,
-    BenchOptions,
-    bench,
-    measure_saving,
-    prefix_products,
-    preset,
-    random_model,
-)
+from omega_qvla_core.evaluate.bench_model import STAGES, BenchOptions, bench, measure_saving, prefix_products
+from omega_qvla_core.evaluate.bench_presets import PRESETS, preset, random_model
 
 SHORT = BenchOptions(num_steps=2, repeats=1, present_cameras=2, prompt_tokens=5, padded_tokens=16)
 
