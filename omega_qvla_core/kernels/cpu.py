@@ -6,6 +6,7 @@ of them give the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,29 +82,51 @@ def _tile(weight: CpuWeight) -> int:
     return max(_TILE_TOKENS, _TILE_OUTPUTS // weight.outputs)
 
 
-def product(codes: Tensor, scales: Tensor, weight: CpuWeight, work: Tensor | None = None) -> Tensor:
+@dataclass(frozen=True)
+class Work:
+    """Memory for the sums of a product that runs often.
+
+    Attributes:
+        sums: float32 ``[G, M, O]``.
+        parts: The same, a view per group.
+    """
+
+    sums: Tensor
+    parts: tuple[Tensor, ...]
+
+
+def product(codes: Tensor, scales: Tensor, weight: CpuWeight, work: Work | None = None) -> Tensor:
     """``CpuBackend.linear`` without blocks of tokens.
 
     Args:
         codes: As in ``Backend.linear``.
         scales: As in ``Backend.linear``.
         weight: From ``CpuBackend.prepare``.
-        work: float32 ``[G, M, O]`` that may be written to; the result may be a part of it.
+        work: Written to where the route can; the result may then be a part of it.
     """
     route, groups = weight.route, len(weight.scales)
     if groups == 1:
         y = route.scaled_sum(codes, weight.layout)
         if y is None:
-            y = route.sums(codes, weight.layout, work)[0].mul_(weight.scales[0])
+            y = _parts(codes, weight, work)[1][0].mul_(weight.scales[0])
         return y.mul_(scales[0])
-    sums = route.sums(codes, weight.layout, work)
+    sums, parts = _parts(codes, weight, work)
     if scales.shape[0] == groups:
-        if isinstance(sums, Tensor):
+        if sums is not None:
             sums.mul_(scales)
         else:
-            for one, scale in zip(sums, scales.unbind()):
+            for one, scale in zip(parts, scales.unbind()):
                 one.mul_(scale)
-    y = sums[0].mul_(weight.scales[0])
-    for one, scale in zip(sums[1:], weight.scales[1:]):
+    y = parts[0].mul_(weight.scales[0])
+    for one, scale in zip(parts[1:], weight.scales[1:]):
         y.addcmul_(one, scale)
     return y if scales.shape[0] == groups else y.mul_(scales[0])
+
+
+def _parts(codes: Tensor, weight: CpuWeight, work: Work | None) -> tuple[Tensor | None, Sequence[Tensor]]:
+    """The sums in one tensor, if they lie in one, and per group."""
+    if work is not None and weight.route.writes_out:
+        weight.route.sums(codes, weight.layout, work.sums)
+        return work.sums, work.parts
+    sums = weight.route.sums(codes, weight.layout)
+    return (sums, sums.unbind()) if isinstance(sums, Tensor) else (None, sums)

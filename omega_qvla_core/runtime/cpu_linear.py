@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from omega_qvla_core import kernels
 from omega_qvla_core.kernels import GroupedWeight, code_range
-from omega_qvla_core.kernels.cpu import CpuWeight, needs_blocks, product
+from omega_qvla_core.kernels.cpu import CpuWeight, Work, needs_blocks, product
 from omega_qvla_core.quant.activation import SMALLEST_SCALE, row_factors
 from omega_qvla_core.quant.linear import QuantizedLinear
 from omega_qvla_core.quant.site import QuantizedSite
@@ -142,7 +142,8 @@ class SiteProduct(Product):
         groups = len(weight.scales)
         work = None
         if weight.route.writes_out and not needs_blocks(groups, tokens, weight):
-            work = buffers.get("sums", groups, tokens, self.outputs)
+            sums = buffers.get("sums", groups, tokens, self.outputs)
+            work = Work(sums, sums.unbind())
 
         def run(x: Tensor, step: int) -> Tensor:
             codes, scales = encoded(transformed(x), step if per_step else 0)
