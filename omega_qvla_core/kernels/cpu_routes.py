@@ -7,7 +7,7 @@ All routes give the same integers, so that a wrong choice costs time and never c
 ``onednn``   oneDNN's quantized linear on unsigned activation codes. About twice as fast as float32 for large layers on
              plain AVX2, faster with VNNI. With 8-bit codes on both sides it saturates on CPUs without VNNI, and is not
              offered there.
-``int_mm``   ``torch._int_mm``. Fast with VNNI; 10 to 75 times slower than float32 without.
+``int_mm``   ``torch._int_mm``. Fast with VNNI; 10 to 40 times slower than float32 without.
 
 Which one is used follows from two trials on this machine, both cached: whether sums of the largest codes come out exact
 (``is_exact``), and which route is fastest for the size of the layer (``fastest``).
