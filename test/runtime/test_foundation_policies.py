@@ -60,7 +60,8 @@ def test_a_chunk_is_what_the_model_makes_of_the_processors_tensors(policies, lay
         predicted = policy.model.sample_actions(prefix, noise, policy.spec.num_steps).numpy()[0, :, :3]
     scaled = policy.description.actions.unnormalize(predicted).astype(np.float64)
     wanted = scaled + seen.state * [1, 1, 0]
-    np.testing.assert_allclose(chunk.actions, wanted, rtol=0, atol=1e-12)
+    # The policy runs through an engine where there is one, which sums in another order.
+    np.testing.assert_allclose(chunk.actions, wanted, rtol=0, atol=1e-5)
     assert policy.warm_up() > 0
 
 
