@@ -62,7 +62,7 @@ class Policy:
         self.spec = description.spec(quantization)
         self._engine_choice = check_engine(engine)
         self._engine: Engine | None = None
-        self._engine_built = False
+        self._engine_model: nn.Module | None = None
         self._refusals: set[str] = set()
 
     @classmethod
@@ -114,15 +114,18 @@ class Policy:
 
     @property
     def engine(self) -> Engine | None:
-        """The static engine that inferences run through, built when first asked for; None where there is none."""
-        if not self._engine_built:
+        """The static engine that inferences run through, built when first asked for; None where there is none.
+
+        Another network in ``model``'s place gets an engine of its own.
+        """
+        if self._engine_model is not self.model:
             self._engine = build_engine(self.model, self.device) if self._engine_choice == "auto" else None
-            self._engine_built = True
+            self._engine_model = self.model
         return self._engine
 
     def rebuild_engine(self) -> None:
         """Forget the engine; the next inference makes a new one. Needed after the model's weights changed."""
-        self._engine, self._engine_built = None, False
+        self._engine = self._engine_model = None
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that ``load`` reads: a checkpoint, or a pack if the policy is quantized."""

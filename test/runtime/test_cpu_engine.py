@@ -190,6 +190,18 @@ def test_what_the_engine_refuses_runs_on_the_model(policy, caplog):
         engine.run(inputs_of(policy), policy.noise(2), 4)
 
 
+def test_another_model_in_its_place_gets_an_engine_of_its_own():
+    policy = keypoint_policy()
+    other, seen = copy.copy(policy), policy.description.blank_observation()
+    before = policy.infer(seen).actions
+    other.model = copy.deepcopy(policy.model)
+    with torch.no_grad():
+        other.model.action_out_proj.weight.mul_(2.0)
+    assert not np.array_equal(other.infer(seen).actions, before)
+    np.testing.assert_array_equal(policy.infer(seen).actions, before)
+    assert other.engine is not policy.engine
+
+
 def test_another_backend_is_computed_with_its_own_code():
     policy = Policy.load("tabletop_w4a4")
     engine, inputs, noise = CpuEngine(policy.model), inputs_of(policy, 0, "lift the green cube"), policy.noise(1)
