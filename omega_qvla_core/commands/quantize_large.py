@@ -21,15 +21,29 @@ app = typer.Typer(no_args_is_help=True, help="Quantize layer by layer from disk;
 def quantize(
     checkpoint: Annotated[Path, typer.Argument(help="Unquantized checkpoint folder, any layout.")],
     out: Annotated[Path, typer.Option(help="Folder of the pack; an interrupted run goes on from there.")],
-    recipe: Annotated[str, typer.Option(help="rtn, rtn_whole, or a recipe file that needs no calibration.")] = "rtn",
+    recipe: Annotated[str, typer.Option(help="Preset name, or a recipe file (.json).")] = "rtn",
+    calibration: Annotated[
+        Path | None, typer.Option(help="Observation file; needed by all recipes but rtn and rtn_whole.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where layers run and are quantized: cpu or cuda.")] = "cpu",
     robot: Annotated[str | None, typer.Option(help="Known robot setup, or a JSON file with one.")] = None,
 ) -> None:
     """Quantize one layer after the other; the model is never in memory as a whole."""
     from omega_qvla_core.quant.recipe import Recipe
     from omega_qvla_core.quant.streaming import quantize_checkpoint
+    from omega_qvla_core.runtime.observation_file import load_observations
 
     with user_errors(), progress_bar(f"quantize {recipe}") as bar:
-        result = quantize_checkpoint(checkpoint, Recipe.load(recipe), out, robot=robot, progress=bar.update)
+        seen = None if calibration is None else load_observations(calibration).observations
+        result = quantize_checkpoint(
+            checkpoint,
+            Recipe.load(recipe),
+            out,
+            robot=robot,
+            observations=seen,
+            device=device,
+            progress=bar.update,
+        )
     console.print(
         f"pack: {result.pack} ({result.file_bytes / 1e6:.1f} MB); {result.units} units, {result.resumed} of them from "
         f"an earlier run; {result.seconds:.0f} s, peak {result.peak_bytes / 2**30:.2f} GiB",

@@ -105,7 +105,7 @@ def read_pack(folder: str | Path) -> tuple[PolicyDescription, nn.Module, str]:
     _check_identity(path, metadata, record, description)
     if metadata["content_sha256"] != tensors_hash(tensors):
         raise PackError(f"{path} is damaged: its tensors do not match their hash; fetch it again")
-    model = _model_without_weights(description.model).requires_grad_(False)
+    model = model_without_weights(description.model).requires_grad_(False)
     for name, part in _parts(path, metadata, tensors, model):
         replace_module(model, name, part)
     for spec in _specs(path, metadata):
@@ -227,7 +227,7 @@ def _parts(
         raise PackError(f"{path} is damaged: its list of parts is unreadable ({error}); fetch it again") from error
 
 
-def _model_without_weights(config: ModelConfig) -> nn.Module:
+def model_without_weights(config: ModelConfig) -> nn.Module:
     """A model on the meta device, so that the weights that a pack replaces never take memory.
 
     Where a module computes a buffer of its own at its start (the keypoint encoder), the model is built for real.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -29,7 +30,7 @@ MIN_OBSERVATIONS = 8
 
 # Observations that run through a model together. GR00T N1.5 attends to padding: prompts of different lengths would
 # change each other's actions, so that they run one by one, as they do on a robot.
-_BATCH = {"pi05": 8, "gr00t_n15": 1}
+BATCH = {"pi05": 8, "gr00t_n15": 1}
 
 _LARGEST_HALF = 65504.0
 
@@ -99,7 +100,7 @@ def calibrate_policy(
     Also the last language layer is run to its end: its outputs reach no action, but its linears are quantized too.
     """
     with torch.no_grad(), calibrate(policy.model, sites, reservoir_tokens=reservoir_tokens, seed=seed) as calibration:
-        size = _BATCH[policy.spec.family]
+        size = BATCH[policy.spec.family]
         for start in range(0, len(observations), size):
             if progress is not None:
                 progress(start, len(observations), "calibration")
@@ -111,7 +112,7 @@ def calibrate_policy(
 
 def model_actions(policy: QuantizablePolicy, observations: Sequence[Observation], seeds: Sequence[int]) -> Tensor:
     """Normalised actions ``[N, horizon, action width]`` of the model, noise of each observation from its seed."""
-    parts, size = [], _BATCH[policy.spec.family]
+    parts, size = [], BATCH[policy.spec.family]
     with torch.no_grad():
         for start in range(0, len(observations), size):
             batch = observations[start : start + size]
@@ -168,17 +169,11 @@ def _record(
     seed: int,
     results: Sequence[SiteResult],
 ) -> QuantizationRecord:
-    manifest = {
-        "observations": len(observations),
-        "sha256": [observation_hash(observation) for observation in observations],
-        "noise_seeds": [seed, seed + len(observations) - 1],
-        "reservoir_tokens": calibration.reservoir_tokens,
-    }
     return QuantizationRecord(
         recipe=recipe,
         num_steps=policy.spec.num_steps,
         source={"name": policy.spec.name, "sha256": tensors_hash(policy.model.state_dict())},
-        calibration=manifest,
+        calibration=calibration_manifest(observations, seed, calibration.reservoir_tokens),
         sites={
             one.site.spec.name: {"error": one.error, "per_step": one.per_step, "notes": one.notes}
             | ({} if one.decision is None else {"decision": one.decision})
@@ -186,6 +181,16 @@ def _record(
         },
         libraries={"torch": torch.__version__, "safetensors": safetensors.__version__, "numpy": np.__version__},
     )
+
+
+def calibration_manifest(observations: Sequence[Observation], seed: int, reservoir_tokens: int) -> dict[str, Any]:
+    """What a pack says about its calibration."""
+    return {
+        "observations": len(observations),
+        "sha256": [observation_hash(observation) for observation in observations],
+        "noise_seeds": [seed, seed + len(observations) - 1],
+        "reservoir_tokens": reservoir_tokens,
+    }
 
 
 def observation_hash(observation: Observation) -> str:

@@ -4,8 +4,9 @@ A unit is an input site, a part of scope ``whole``, or a handful of tensors that
 are read, and its own file is written; at the end the files become one pack, the same as ``save_pack`` writes. After a
 kill the same call goes on where it was.
 
-Recipes without calibration (``rtn``, ``rtn_whole``) need nothing else. Others take a ``Calibration`` of the same model,
-which somebody with enough memory has made.
+Recipes without calibration (``rtn``, ``rtn_whole``) need nothing else. Others take observations, and the model is
+calibrated layer by layer too (Pi 0.5, see ``layerwise``), or a ``Calibration`` of the same model, which somebody with
+enough memory has made.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from omega_qvla_core.checkpoints.folder import PACK_FILE
 from omega_qvla_core.checkpoints.loading import Description, Headers, describe, read_headers
 from omega_qvla_core.checkpoints.strict_loading import matching_names
 from omega_qvla_core.errors import PackError, QuantizationError
+from omega_qvla_core.policy_types import Observation
 from omega_qvla_core.processing.robot_setup import RobotSetup
 from omega_qvla_core.quant.build import build_site
 from omega_qvla_core.quant.calibrate import Calibration
+from omega_qvla_core.quant.layerwise import LayerwiseCalibration
 from omega_qvla_core.quant.memory import meta_model
 from omega_qvla_core.quant.pack import PACK_FORMAT, model_hash
 from omega_qvla_core.quant.part_files import merge_units, read_info, write_unit
@@ -58,6 +61,7 @@ from omega_qvla_core.strict_json import dataclass_to_json, write_json
 
 UNITS_FOLDER = "units"
 _STATE_FILE = "state.json"
+_ACTIVATIONS_FOLDER = "activations"
 
 # Tensors that stay as they are go together up to this size.
 _FLOATS_BYTES = 256 << 20
@@ -127,6 +131,8 @@ def quantize_checkpoint(
     tokenizer: Path | None = None,
     calibration: Calibration | None = None,
     manifest: dict[str, Any] | None = None,
+    observations: Sequence[Observation] | None = None,
+    device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> StreamResult:
     """Quantize an unquantized checkpoint folder of any layout into a pack.
@@ -139,6 +145,8 @@ def quantize_checkpoint(
         tokenizer: As in ``Policy.load``.
         calibration: Statistics over the sites of the same model.
         manifest: What the calibration saw (observations, hashes, seeds); goes into the pack as it is.
+        observations: To calibrate on, layer by layer, instead of ``calibration``.
+        device: Where layers are calibrated and quantized; only what one layer needs is there.
         progress: Called with (done, total, what is next).
 
     Raises:
@@ -148,12 +156,18 @@ def quantize_checkpoint(
         ConfigError: A configuration is not valid.
     """
     started = time.monotonic()
-    if recipe.auto is not None or (calibration is None and needs_calibration(recipe)):
+    if calibration is not None and observations is not None:
+        raise QuantizationError("observations and a calibration were given; give one of them")
+    if recipe.auto is not None:
+        raise QuantizationError(f"recipe {recipe.name!r} chooses over all layers at once; quantize in memory")
+    if calibration is None and observations is None and needs_calibration(recipe):
         raise QuantizationError(
             f"recipe {recipe.name!r} is fitted to what the model sees; give a calibration, use 'rtn' or 'rtn_whole', "
             "or quantize in memory"
         )
-    job = _Job(read_headers(Path(folder), robot, tokenizer), recipe, calibration, manifest, Path(out))
+    job = _Job(read_headers(Path(folder), robot, tokenizer), recipe, calibration, manifest, Path(out), device)
+    if observations is not None:
+        job.calibrate_on(observations)
     resumed = job.run(progress)
     job.finish()
     return StreamResult(
@@ -174,10 +188,12 @@ class _Job:
         self,
         headers: Headers,
         recipe: Recipe,
-        calibration: Calibration | None,
+        calibration: Calibration | LayerwiseCalibration | None,
         manifest: dict[str, Any] | None,
         out: Path,
+        device: str | torch.device,
     ) -> None:
+        self.device = torch.device(device)
         self.recipe, self.calibration, self.manifest = recipe, calibration, manifest
         self.description: Description = describe(headers)
         self.model = meta_model(headers.model).requires_grad_(False)
@@ -196,6 +212,19 @@ class _Job:
         self.pack = out / PACK_FILE
         self.folder = out / UNITS_FOLDER
         self.worst = ("", 0.0)
+
+    def calibrate_on(self, observations: Sequence[Observation]) -> None:
+        """Calibrate layer by layer while the units are made."""
+        self.calibration = LayerwiseCalibration(
+            self.description,
+            self.source,
+            self.recipe,
+            self.sites,
+            observations,
+            self.folder / _ACTIVATIONS_FOLDER,
+            device=self.device,
+        )
+        self.manifest = self.calibration.manifest
 
     def run(self, progress: Progress | None) -> int:
         """Do what is not done yet; returns how many units were."""
@@ -241,7 +270,7 @@ class _Job:
             "recipe": self.recipe.to_json(),
             "model_sha256": model_hash(self.description),
             "source": self.source.identity(),
-            "calibration": self.calibration is not None,
+            "calibration": self.manifest or self.calibration is not None,
         }
         path = self.folder / _STATE_FILE
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -274,7 +303,7 @@ class _Job:
             linears = [(reader, self._filled(reader)) for reader in readers]
             columns = linears[0][1].in_features
             statistics = Probe(columns) if self.calibration is None else self.calibration[site.name]
-            result = build_site(name, site.side, linears, statistics, chosen)  # type: ignore[arg-type]
+            result = build_site(name, site.side, linears, statistics, chosen, device=self.device)  # type: ignore[arg-type]
             specs.append(dataclass_to_json(result.site.spec))
             notes = [*result.notes, _PROBE_NOTE] if self.calibration is None else result.notes
             results[name] = {"error": result.error, "per_step": result.per_step, "notes": notes}
