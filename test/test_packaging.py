@@ -149,8 +149,12 @@ def test_rclpy_and_messages_stay_in_nodes_and_msgs():
         relative = path.relative_to(ROOT / PACKAGE)
         if relative.parts[0] == "nodes" or relative.name == "msgs.py":
             continue
-        ros = {name for name in imports(path) if ROS_ONLY.match(name)} - {"ament_index_python"}
+        # What launch files share; nothing else imports it, so that nothing else needs launch.
+        own = {"launch", "launch_ros", "lifecycle_msgs"} if relative.parts[0] == "bringup" else set()
+        ros = {name for name in imports(path) if ROS_ONLY.match(name)} - {"ament_index_python"} - own
         assert not ros, f"{path.relative_to(ROOT)} imports {', '.join(sorted(ros))}"
+        if relative.parts[0] != "bringup":
+            assert f"{PACKAGE}.bringup" not in path.read_text(encoding="utf-8"), path.relative_to(ROOT)
 
 
 def test_every_requirement_has_a_pin_within_its_range(distribution, pins):
