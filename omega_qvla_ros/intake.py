@@ -78,6 +78,8 @@ class Intake:
             now_ns: The node's clock.
         """
         camera = self._cameras[key]
+        if camera.frame_id is not None and message.header.frame_id != camera.frame_id:
+            self._note_frame(camera, message.header.frame_id, now_ns)
         if camera.transport == "compressed":
             if self._decoder is not None:
                 self._decoder.put(key, (message, now_ns))
@@ -91,6 +93,15 @@ class Intake:
             self._refuse(key, str(error))
             return
         self._store(camera, message, (message.height, message.width), stamp_ns(message), now_ns)
+
+    def _note_frame(self, camera: CameraContract, frame_id: str, now_ns: int) -> None:
+        """Cameras whose cables were swapped still send pictures; their frames tell."""
+        self._notices.set(
+            f"frame.{camera.key}",
+            f"{camera.topic!r} comes from the frame {frame_id!r}, the contract says {camera.frame_id!r}; are the "
+            "cameras swapped?",
+            now_ns + EVENT_NS,
+        )
 
     def _decode(self, key: str, item: tuple[Any, int]) -> None:
         """May run on the decoding thread; whatever a broken picture does must end here."""

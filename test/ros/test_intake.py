@@ -155,6 +155,20 @@ def test_change_of_size_is_noticed_once_and_the_picture_taken() -> None:
     assert fixture.notices.texts == []
 
 
+def test_picture_of_another_frame_is_noticed_and_taken() -> None:
+    fixture = Fixture(frame_id="front_optical_frame")
+    message = raw(T0)
+    message.header.frame_id = "front_optical_frame"
+    fixture.intake.on_image("front", message, T0)
+    assert fixture.notices.texts == []
+    message = raw(T0 + MS)
+    message.header.frame_id = "wrist_optical_frame"
+    fixture.intake.on_image("front", message, T0 + MS)
+    (text,) = fixture.notices.texts
+    assert "'front/image_raw' comes from the frame 'wrist_optical_frame'" in text and "swapped" in text
+    assert fixture.newest() is message
+
+
 def test_zero_and_future_stamps_are_said_with_the_offset() -> None:
     fixture = Fixture()
     fixture.intake.on_image("front", raw(0), T0)
