@@ -185,7 +185,12 @@ class PolicySession:
         self.motion.restart(now_ns)
 
     def apply(self, options: SessionOptions) -> None:
-        """Take other numbers while running; what belongs to configure must be the same."""
+        """Take other numbers while running; what belongs to configure must be the same.
+
+        Raises:
+            ConfigError: A limit would be looser than the contract's; everything stays as it was.
+        """
+        self.guard.set_limit_scales(options.limit_scales)
         self.options = options
         self.noise_seed = options.noise_seed
         self.scheduler.execution_horizon_steps = options.execution_horizon_steps

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
 
 from omega_qvla_core.policy_types import ActionChunk, Observation, PolicySpec
+from omega_qvla_ros.guard import LimitScales
 
 
 class PolicyLike(Protocol):
@@ -38,3 +39,4 @@ class SessionOptions:
     joint_states_timeout_s: float | None = None
     stamp_source: Literal["header", "receive"] = "header"
     dry_run: bool = False
+    limit_scales: LimitScales = field(default_factory=LimitScales)

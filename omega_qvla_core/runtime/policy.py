@@ -74,6 +74,7 @@ class Policy:
         robot: RobotSetup | str | Path | None = None,
         tokenizer: Path | None = None,
         dtype: str = "float32",
+        engine: str = "auto",
     ) -> Policy:
         """Load any checkpoint folder: our own, a quantized pack, openpi's, LeRobot's or NVIDIA's.
 
@@ -84,6 +85,7 @@ class Policy:
                 file. None: ``omega_qvla.json`` beside the weights.
             tokenizer: For public checkpoints, file or folder of the tokenizer. None: the checkpoint's folder.
             dtype: ``float32``, or ``bfloat16`` for public checkpoints.
+            engine: ``auto`` or ``off``, as for the constructor.
 
         Raises:
             CheckpointError: If the folder is missing or incomplete; shipped names are listed.
@@ -93,7 +95,7 @@ class Policy:
         folder, target, computed = resolve_folder(path_or_name), _device(device), compute_dtype(dtype)
         if is_pack(folder):
             description, model, recipe = read_pack(folder)
-            return cls(model, description, target, quantization=recipe)
+            return cls(model, description, target, recipe, engine)
         found = detect(folder)
         if found.layout == "omega_qvla" and "robot" not in found.config:
             if computed != torch.float32:
@@ -101,7 +103,7 @@ class Policy:
             description, model = load_checkpoint(folder)
         else:
             description, model = load_foundation(read_headers(folder, robot, tokenizer), computed)
-        return cls(model, description, target)
+        return cls(model, description, target, engine=engine)
 
     def with_model(self, model: nn.Module, quantization: str = "none") -> Policy:
         """The same policy around another network.

@@ -20,6 +20,7 @@ from omega_qvla_core.runtime import Policy
 from omega_qvla_core.runtime.device_errors import free_device_memory, free_memory_bytes, is_out_of_memory
 from omega_qvla_core.runtime.weight_report import bytes_by_class, has_quantized_layers
 from omega_qvla_ros.contract import RobotContract, check_policy, load_contract, requirements
+from omega_qvla_ros.guard import LimitScales
 from omega_qvla_ros.nodes.parameters import value
 from omega_qvla_ros.resources import resolve_contract
 from omega_qvla_ros.session import PolicyLike, SessionOptions
@@ -38,9 +39,11 @@ class PolicyOptions:
 
     Attributes:
         device: ``cpu`` or ``cuda``.
+        engine: ``auto`` or ``off``, see ``Policy``.
     """
 
     device: str = "cpu"
+    engine: str = "auto"
 
 
 MAX_INSTRUCTION_CHARACTERS = 1000
@@ -56,7 +59,7 @@ def load_policy(folder: Path, options: PolicyOptions) -> LoadedPolicy:
     Raises:
         OmegaQVLAError: The folder cannot be loaded; the message names it and the remedy.
     """
-    return Policy.load(folder, device=options.device)
+    return Policy.load(folder, device=options.device, engine=options.engine)
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def load(node: Node, contract: RobotContract, policy_loader: PolicyLoader) -> Lo
     weight_bytes = sum(file.stat().st_size for file in files)
     device = str(value(node, "device"))
     with _memory_guard(device, weight_bytes):
-        policy = policy_loader(folder, PolicyOptions(device=device))
+        policy = policy_loader(folder, PolicyOptions(device=device, engine=str(value(node, "engine"))))
         spec = policy.spec
         check_policy(contract, spec)
         preflight(folder, requirements(contract)).require()
@@ -277,6 +280,11 @@ def session_options(node: Node, contract: RobotContract, spec: PolicySpec) -> Se
         joint_states_timeout_s=float(value(node, "joint_states_timeout_s")) or None,
         stamp_source=str(value(node, "stamp_source")),
         dry_run=bool(value(node, "dry_run")),
+        limit_scales=LimitScales(
+            position=float(value(node, "position_limit_scale")),
+            velocity=float(value(node, "velocity_limit_scale")),
+            acceleration=float(value(node, "acceleration_limit_scale")),
+        ),
     )
 
 

@@ -27,13 +27,12 @@ def test_given_loader_gets_folder_and_options_and_gives_the_policy(context: Cont
     asked = []
 
     def load(folder: Path, options: loading.PolicyOptions) -> loading.LoadedPolicy:
-        asked.append((folder, options.device))
+        asked.append((folder, options.device, options.engine))
         return loading.load_policy(folder, options)
 
-    node = PolicyNode(
-        context=context, policy_loader=load, parameter_overrides=[Parameter("checkpoint", value=checkpoint)]
-    )
+    given = [Parameter("checkpoint", value=checkpoint), Parameter("engine", value="off")]
+    node = PolicyNode(context=context, policy_loader=load, parameter_overrides=given)
     assert node.trigger_configure() is TransitionCallbackReturn.SUCCESS
-    assert asked == [(Path(checkpoint), "cpu")]
+    assert asked == [(Path(checkpoint), "cpu", "off")]
     assert node.trigger_cleanup() is TransitionCallbackReturn.SUCCESS
     node.destroy_node()

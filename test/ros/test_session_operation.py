@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from robot_fixtures import PERIOD_NS
 from session_rig import NAMES, Rig
 
+from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.policy_types import ActionChunk
 from omega_qvla_ros import jtc
 from omega_qvla_ros.emergency_stop import EmergencyStop, Refused
-from omega_qvla_ros.guard import State
+from omega_qvla_ros.guard import LimitScales, State
 from omega_qvla_ros.motion import HOLD_REPEATS
 
 
@@ -188,11 +191,23 @@ def test_policy_that_never_moves_is_noticed_after_five_seconds_and_not_stopped(r
     assert rig.state is State.OK
 
 
+def test_limits_may_become_tighter_while_the_arm_moves_and_never_looser(rig: Rig) -> None:
+    rig.run(10)
+    assert rig.speed > 0.3
+    rig.session.apply(replace(rig.session.options, limit_scales=LimitScales(velocity=0.05)))
+    np.testing.assert_allclose(rig.session.guard.limits.max_velocity, [0.1, 0.01])
+    rig.run(20)
+    assert rig.speed <= 0.1 + 1e-9
+    with pytest.raises(ConfigError, match="velocity limit scale is 1.5"):
+        rig.session.apply(replace(rig.session.options, limit_scales=LimitScales(velocity=1.5), noise_seed=7))
+    assert rig.session.options.limit_scales.velocity == 0.05 and rig.session.noise_seed == 0
+
+
 def test_late_control_timer_is_noticed_for_a_while(rig: Rig) -> None:
     rig.run(5)
     rig.now += 2 * PERIOD_NS
     rig.tick()
     assert rig.session.ticks.late == 1
-    assert any("control timer was 150 ms late" in text for text in rig.session.notices.texts)
+    assert any("control timer was 100 ms late" in text for text in rig.session.notices.texts)
     rig.run(201)
     assert not any("control timer" in text for text in rig.session.notices.texts)
