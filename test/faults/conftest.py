@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -49,7 +50,8 @@ def make_stage(tmp_path: Path, checkpoint: Path) -> Iterator[Callable[..., Stage
     with ExitStack() as stack:
 
         def make(**options: object) -> Stage:
-            made = Stage(tmp_path, checkpoint, **options)
+            # A copy, because the script lies beside it, and the shared process goes on with its own.
+            made = Stage(tmp_path, Path(shutil.copytree(checkpoint, tmp_path / "policy" / "random")), **options)
             stack.callback(made.close)
             return made
 

@@ -81,7 +81,7 @@ def test_fault_27_policy_that_is_always_slower_than_its_chunk_is_latched_with_nu
     found = stage.wait_state("LATCHED", "came after their own end", at_s)
     assert "a chunk lasts 0.80 s" in found.reasons and "inference takes 1.0" in found.reasons
     assert "step" in found.reasons  # the advice
-    stage.check_stopped()
+    stage.check_stopped(stood=True)
 
 
 def test_fault_28_hanging_inference_holds_and_its_result_is_void(stage: Stage, record_property) -> None:
@@ -91,7 +91,7 @@ def test_fault_28_hanging_inference_holds_and_its_result_is_void(stage: Stage, r
     held = stage.wait_state("HOLD", "inference has not returned for 2.0 s", at_s)
     record_property("fault_to_hold_s", held.at_s - at_s)
     record_property("bound_s", 2.0 + PERIOD_S)
-    stage.check_stopped()
+    stage.check_stopped(stood=True)
     accepted, count = int(stage.report()["chunks_accepted"]), stage.script.inferences
     at_s = time.monotonic()
     stage.script.write()  # it returns now, too late
