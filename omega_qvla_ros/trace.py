@@ -265,7 +265,9 @@ def _read(kind: type, value: dict[str, Any], where: str) -> Any:
 
 def rows(values: np.ndarray | Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
     """An array ``[steps, entries]`` as a record holds it."""
-    return tuple(map(tuple, np.asarray(values, dtype=np.float64).tolist()))
+    array = np.asarray(values, dtype=np.float64)
+    # A policy may give any shape; the record of a refused chunk must not be what fails.
+    return tuple(map(tuple, (array if array.ndim == 2 else array.reshape(1, -1)).tolist()))
 
 
 def _without_nan(value: Any) -> Any:
