@@ -13,11 +13,9 @@ from omega_qvla_core.commands.console import console, user_errors
 
 if TYPE_CHECKING:
     from omega_qvla_core.checkpoints.inspection import Inspection, ScopedLinear
-    from omega_qvla_core.quant.recipe import Recipe, SideRecipe
+    from omega_qvla_core.quant.recipe import Recipe
 
-_HALF_BYTES, _FLOAT_BYTES = 2, 4
-_OUTPUT_BLOCK = 64
-_INT16_CHANNELS = 32767
+_HALF_BYTES = 2
 _SHARED = {
     "q_proj": "qkv",
     "k_proj": "qkv",
@@ -83,24 +81,20 @@ def predicted_bytes(linears: Sequence[ScopedLinear], recipe: Recipe, num_steps: 
         recipe: Its overrides apply.
         num_steps: Denoise steps, for tables of the action head.
     """
-    total = 0
-    for side, group in _groups(linears):
-        chosen = recipe.resolve(group[0].name, side)
-        if not chosen.quantized:
-            total += sum(_linear_bytes(one) for one in group)
-            continue
-        steps = num_steps if side == "action_head" and chosen.per_step else 1
-        sites = [group] if chosen.shared_input else [[one] for one in group]
-        total += sum(_site_bytes(site, chosen, steps) for site in sites)
-    return total
+    from omega_qvla_core.quant.memory import LinearSize, linears_bytes
+    from omega_qvla_core.quant.scope import InputSite
+
+    sizes = {one.name: LinearSize(one.out_features, one.in_features, one.bias) for one in linears}
+    sites = [InputSite(name, group[0].side, tuple(one.name for one in group)) for name, group in _groups(linears)]
+    return sum(sum(linears_bytes(site, sizes, recipe, num_steps)) for site in sites)
 
 
 def _groups(linears: Iterable[ScopedLinear]) -> list[tuple[str, list[ScopedLinear]]]:
-    """Linears that read the same input."""
+    """Linears that read the same input, by the name of that input."""
     found: dict[str, list[ScopedLinear]] = {}
     for linear in linears:
         found.setdefault(_input_name(linear.name), []).append(linear)
-    return [(group[0].side, group) for group in found.values()]
+    return list(found.items())
 
 
 def _input_name(name: str) -> str:
@@ -110,45 +104,6 @@ def _input_name(name: str) -> str:
         crosses = int(match.group(1)) % 2 == 0
         return f"{parent}.{'kv' if crosses and match.group(2) != 'q' else 'q' if crosses else 'qkv'}"
     return f"{parent}.{_SHARED.get(last, last)}"
-
-
-def _site_bytes(readers: Sequence[ScopedLinear], recipe: SideRecipe, steps: int) -> int:
-    rows, columns = sum(one.out_features for one in readers), readers[0].in_features
-    codes = rows * (-(-columns // 2) if recipe.weight_bits <= 4 else columns)
-    groups = -(-columns // recipe.group) if recipe.group else 1
-    total = codes + rows * groups * _HALF_BYTES
-    if recipe.smoothing is not None:
-        total += columns * _HALF_BYTES
-    if recipe.permutation != "none":
-        total += columns * (2 if columns <= _INT16_CHANNELS else 4)
-    if recipe.rotation.startswith("svd"):
-        total += _block_bytes(columns, recipe.block)
-    if recipe.output_rotation:
-        total += _block_bytes(rows, _OUTPUT_BLOCK)
-    total += (1 if recipe.activation == "none" else steps) * _table_width(columns, recipe) * _FLOAT_BYTES
-    if recipe.centring:
-        total += steps * (columns + rows) * _HALF_BYTES
-    return total + sum(one.out_features * _FLOAT_BYTES for one in readers if one.bias)
-
-
-def _table_width(columns: int, recipe: SideRecipe) -> int:
-    """Entries of one row of the activation table: a scale per channel, or a clip ratio per group, or one."""
-    if recipe.activation == "static_channel":
-        return columns
-    if recipe.activation == "token_group":
-        group = min(recipe.group or columns, columns, recipe.activation_group)
-        return -(-columns // group)
-    return 1
-
-
-def _block_bytes(size: int, block: int) -> int:
-    """float16 blocks on a diagonal, the last one short."""
-    full, rest = divmod(size, min(block, size))
-    return (full * min(block, size) ** 2 + rest**2) * _HALF_BYTES
-
-
-def _linear_bytes(linear: ScopedLinear) -> int:
-    return (linear.out_features * linear.in_features + (linear.out_features if linear.bias else 0)) * _HALF_BYTES
 
 
 def _fp16_bytes(linears: Sequence[ScopedLinear]) -> int:

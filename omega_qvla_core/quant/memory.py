@@ -7,7 +7,7 @@ neither side (the models here do not have them at all).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -158,18 +158,40 @@ def _coded(rows: int, columns: int, bits: int, group: int) -> int:
     return rows * (packed_columns(columns, bits) + group_count(columns, group) * _HALF)
 
 
-def _split_bytes(model: nn.Module, site: InputSite, recipe: Recipe, num_steps: int) -> Iterator[int]:
-    """Bytes of what is quantized together of a site, and of linears that stay at 16 bits."""
+@dataclass(frozen=True)
+class LinearSize:
+    """Rows, columns, and whether there is a bias."""
+
+    rows: int
+    columns: int
+    bias: bool
+
+
+def linears_bytes(site: InputSite, sizes: Mapping[str, LinearSize], recipe: Recipe, num_steps: int) -> Iterator[int]:
+    """Bytes of what is quantized together of a site, and of its linears that stay at 16 bits.
+
+    Args:
+        site: An input and its readers.
+        sizes: By reader.
+        recipe: Its overrides apply.
+        num_steps: Denoise steps.
+    """
+    # Keys and values of the features are computed once per observation, outside the denoise loop.
     in_loop = site.side == ACTION_HEAD and not site.name.endswith(".kv")
     for _, readers, chosen in split_site(site, recipe):
-        linears = [model.get_submodule(reader) for reader in readers]
+        linears = [sizes[reader] for reader in readers]
         if not chosen.quantized:
-            yield sum(tensor.numel() for linear in linears for tensor in linear.parameters()) * _HALF
+            yield sum(one.rows * one.columns + one.rows * one.bias for one in linears) * _HALF
             continue
-        biased = any(linear.bias is not None for linear in linears)
-        rows = [linear.out_features for linear in linears]
         steps = num_steps if in_loop and (chosen.activation != "none" or chosen.centring) else 1
-        yield sum(site_bytes(rows, linears[0].in_features, chosen, steps, biased).values())
+        rows, biased = [one.rows for one in linears], any(one.bias for one in linears)
+        yield sum(site_bytes(rows, linears[0].columns, chosen, steps, biased).values())
+
+
+def _split_bytes(model: nn.Module, site: InputSite, recipe: Recipe, num_steps: int) -> Iterator[int]:
+    linears = {reader: model.get_submodule(reader) for reader in site.readers}
+    sizes = {name: LinearSize(*one.weight.shape, one.bias is not None) for name, one in linears.items()}
+    return linears_bytes(site, sizes, recipe, num_steps)
 
 
 def _row_scale_bytes(columns: int, recipe: SideRecipe) -> int:
