@@ -113,6 +113,7 @@ class LayerwiseCalibration:
         size = BATCH[self._spec.family]
         self._batches = [observations[start : start + size] for start in range(0, len(observations), size)]
         self._stages = _stages(sites, len(model.language_model.layers))
+        self._expert_filled = False
         self._current: tuple[_Stage, Calibration] | None = None
         self.manifest = calibration_manifest(observations, seed, reservoir_tokens)
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,9 +162,10 @@ class LayerwiseCalibration:
         if stage.tower == "language":
             self._fill(f"{_LANGUAGE}.{stage.index}")
             return
-        if self._model.action_in_proj.weight.is_meta:
+        if not self._expert_filled:
             for name in (_EXPERT, "action_in_proj", "action_out_proj", "time_mlp_in", "time_mlp_out"):
                 self._fill(name)
+            self._expert_filled = True
         if read_info(self._folder / "steps.safetensors") is None:
             self._denoise()
 

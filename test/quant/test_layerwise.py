@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from omega_qvla_core.checkpoints.families import build_model
 from omega_qvla_core.errors import QuantizationError
 from omega_qvla_core.quant import Recipe, quantize_checkpoint, quantize_policy, save_pack
 from omega_qvla_core.quant.recipe import Override
@@ -50,6 +51,16 @@ def test_the_pack_is_that_of_the_quantizer_in_memory(recipe, checkpoint, seen, t
     save_pack(quantized, tmp_path / "memory")
     assert_same(tmp_path / "streamed", tmp_path / "memory")
     assert not (tmp_path / "streamed" / "units").exists()
+
+
+def test_models_that_start_with_weights_of_their_own_get_those_of_the_checkpoint(
+    checkpoint, seen, tmp_path, monkeypatch
+):
+    recipe = Recipe.preset("rtn_static_absmax")
+    quantize_checkpoint(checkpoint, recipe, tmp_path / "empty", observations=seen)
+    monkeypatch.setattr("omega_qvla_core.quant.layerwise.model_without_weights", build_model)
+    quantize_checkpoint(checkpoint, recipe, tmp_path / "random", observations=seen)
+    assert_same(tmp_path / "empty", tmp_path / "random")
 
 
 class _Stopped(Exception):
