@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from omega_qvla_core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -113,3 +116,40 @@ class ActionChunk:
     actions: np.ndarray
     period_s: float
     first_action_delay_s: float
+
+
+MAX_GUIDANCE_WEIGHT = 5.0
+"""``beta``, the paper's choice for 5 denoise steps: it bounds ``g``, which is infinite at ``tau = 0``."""
+
+
+@dataclass(frozen=True, eq=False)
+class CommittedPrefix:
+    """What the arm will do in the time of the next chunk unless that chunk says otherwise.
+
+    Attributes:
+        actions: float ``[K, actions]``, K at most the horizon: absolute targets in the checkpoint's order and physical
+            units; row k belongs to step k of the chunk that is asked for.
+        delay_steps: Steps that will have been executed when the chunk is there, at most K: these are to be reproduced.
+        max_weight: See ``MAX_GUIDANCE_WEIGHT``.
+    """
+
+    actions: np.ndarray
+    delay_steps: int
+    max_weight: float = MAX_GUIDANCE_WEIGHT
+
+    def check(self, horizon: int, width: int) -> None:
+        """Refuse what does not fit a policy.
+
+        Raises:
+            ConfigError: Naming shape or value and what is expected.
+        """
+        shape = np.shape(self.actions)
+        if len(shape) != 2 or shape[1] != width or not 1 <= shape[0] <= horizon:
+            raise ConfigError(
+                f"the committed prefix has shape {list(shape)}; this policy needs 1 to {horizon} steps of {width} "
+                "actions"
+            )
+        if not 0 <= self.delay_steps <= shape[0]:
+            raise ConfigError(f"delay_steps is {self.delay_steps}; the committed prefix has {shape[0]} steps")
+        if not (math.isfinite(self.max_weight) and self.max_weight > 0.0):
+            raise ConfigError(f"max_weight is {self.max_weight}; it must be finite and greater than 0")

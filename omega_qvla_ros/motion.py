@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from omega_qvla_core.policy_types import ActionChunk
+from omega_qvla_core.policy_types import ActionChunk, CommittedPrefix
 from omega_qvla_ros import jtc
 from omega_qvla_ros.contract import PolicyBinding, RobotContract
 from omega_qvla_ros.guard import MotionGuard
@@ -103,6 +103,7 @@ class Motion:
         self._last_tick_ns: int | None = None
         self._exhausted = True
         self._task = 0
+        self._targets: tuple[np.ndarray, np.ndarray] | None = None
         self.seam: Seam | None = None
         """Of the last switch from a motion that was under way."""
         self.tracking = TrackingMonitor(self._names, guard.contract_limits)
@@ -130,6 +131,35 @@ class Motion:
             return np.empty(0, dtype=np.int64), np.empty((0, len(self._names)))
         times_ns = np.append(np.arange(now_ns, self._plan.end_ns, nanoseconds(step_s)), self._plan.end_ns)
         return times_ns.astype(np.int64), self._plan.states(times_ns)[0]
+
+    def committed_prefix(
+        self, observation_ns: int, latency_s: float, first_action_delay_s: float, observed: np.ndarray
+    ) -> CommittedPrefix | None:
+        """What a chunk planned on an observation would have to continue, for real-time chunking.
+
+        Args:
+            observation_ns: Stamp of the observation.
+            latency_s: Time after which its chunk is expected.
+            first_action_delay_s: Of the policy.
+            observed: ``[joints]`` positions at the observation.
+
+        Returns:
+            The policy's targets for its next steps as far as they are known, in the checkpoint's order and units; those
+            that lie before the switch as they are commanded. None where nothing is under way.
+        """
+        if self._plan is None or self._holding or self._targets is None:
+            return None
+        first_ns = observation_ns + nanoseconds(first_action_delay_s)
+        times_ns = first_ns + np.arange(self._horizon, dtype=np.int64) * self._chunk_period_ns
+        known_ns, known = self._targets
+        times_ns = times_ns[times_ns <= known_ns[-1] + self._chunk_period_ns // 4]
+        if not len(times_ns):
+            return None
+        targets = np.stack([np.interp(times_ns, known_ns, column) for column in known.T], axis=1)
+        for k in np.flatnonzero(times_ns < known_ns[0]):
+            targets[k] = self._plan.sample(int(times_ns[k]))[0]
+        switch_ns = observation_ns + nanoseconds(latency_s + SWITCH_LEAD_S)
+        return CommittedPrefix(self._binding.actions(targets, observed), int((times_ns < switch_ns).sum()))
 
     def queue_s(self, now_ns: int) -> float:
         """Planned motion left, in seconds."""
@@ -250,6 +280,8 @@ class Motion:
         self._plan = self._with_end(plan)
         self._scheduler.confirm(ticket, placement)
         self._task = ticket.task
+        inside = np.clip(placement.targets, self._guard.limits.position_min, self._guard.limits.position_max)
+        self._targets = (placement.times_ns, inside)
         self._holding = False
         self._exhausted = False
 
@@ -271,6 +303,7 @@ class Motion:
         until_ns = now_ns + steps * self._chunk_period_ns
         if self._plan is not None and not self._holding and self._plan.end_ns > until_ns:
             until_ns = self._plan.free_time(until_ns)
+            self._targets = None
             self._plan = self._with_end(self._plan.committed(until_ns, now_ns - 2 * self._period_ns))
 
     def hold(self, now_ns: int) -> None:

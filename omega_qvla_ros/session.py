@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from omega_qvla_core.noise import inference_seed
-from omega_qvla_core.policy_types import ActionChunk
+from omega_qvla_core.policy_types import ActionChunk, CommittedPrefix
 from omega_qvla_ros.chunk_judge import ChunkJudge
 from omega_qvla_ros.contract import RobotContract, check_policy
 from omega_qvla_ros.emergency_stop import EmergencyStop, Refused
@@ -40,6 +40,7 @@ class _Job:
     snapshot: Snapshot
     instruction: str
     noise_seed: int
+    committed: CommittedPrefix | None = None
 
 
 class PolicySession:
@@ -194,7 +195,8 @@ class PolicySession:
         self.options = options
         self.noise_seed = options.noise_seed
         self.scheduler.execution_horizon_steps = options.execution_horizon_steps
-        self.scheduler.blend_time_s = options.blend_time_s
+        # A chunk that was planned to continue the old one needs no blend, which would only delay it.
+        self.scheduler.blend_time_s = 0.0 if self.contract.chunk.method == "rtc" else options.blend_time_s
         self.safety.configure(options.max_consecutive_errors, options.retry_delay_s)
         self.buffer.tighten(options.image_timeout_s, options.joint_states_timeout_s)
 
@@ -326,7 +328,8 @@ class PolicySession:
         if isinstance(snapshot, NotReady) or not self.scheduler.is_due(snapshot.stamp_ns):
             return False
         ticket = self.scheduler.begin(snapshot.stamp_ns)
-        return self.worker.submit(ticket, _Job(snapshot, self.instruction, self._next_seed()))
+        job = _Job(snapshot, self.instruction, self._next_seed(), self._committed(snapshot))
+        return self.worker.submit(ticket, job)
 
     # Inside.
 
@@ -334,12 +337,22 @@ class PolicySession:
         self._inferences += 1
         return inference_seed(self.noise_seed, self._inferences - 1)
 
+    def _committed(self, snapshot: Snapshot) -> CommittedPrefix | None:
+        """What the next chunk is to continue, with real-time chunking and once it is known when chunks come."""
+        reaction_s = self.reaction_s.get(95)
+        if self.contract.chunk.method != "rtc" or not np.isfinite(reaction_s):
+            return None
+        delay_s = self.policy.spec.first_action_delay_s
+        return self.motion.committed_prefix(snapshot.stamp_ns, reaction_s, delay_s, snapshot.positions)
+
     def _infer(self, job: _Job) -> ActionChunk:
         images = {key: self._decode(message, key) for key, message in job.snapshot.images.items()}
         for key, rgb in images.items():
             self._image_watch.look(key, rgb, job.snapshot.image_stamps_ns[key])
         observation = job.snapshot.observation(images, job.instruction, self._binding)
-        return self.policy.infer(observation, seed=job.noise_seed)
+        if job.committed is None:
+            return self.policy.infer(observation, seed=job.noise_seed)
+        return self.policy.infer(observation, seed=job.noise_seed, committed=job.committed)
 
     def _use(self, result: InferenceResult[_Job], now_ns: int) -> bool:
         assert result.chunk is not None

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from omega_qvla_core.policy_types import ActionChunk, Observation, PolicySpec
+from omega_qvla_core.policy_types import ActionChunk, CommittedPrefix, Observation, PolicySpec
 from omega_qvla_ros.guard import LimitScales
 
 
@@ -16,8 +16,14 @@ class PolicyLike(Protocol):
 
     spec: PolicySpec
 
-    def infer(self, observation: Observation, noise: np.ndarray | None = None, seed: int = 0) -> ActionChunk:
-        """Plan one chunk."""
+    def infer(
+        self,
+        observation: Observation,
+        noise: np.ndarray | None = None,
+        seed: int = 0,
+        committed: CommittedPrefix | None = None,
+    ) -> ActionChunk:
+        """Plan one chunk; ``committed`` is given with real-time chunking only."""
 
 
 @dataclass(frozen=True)

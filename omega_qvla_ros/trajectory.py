@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from omega_qvla_ros.contract import JointLimits
-from omega_qvla_ros.splines import hermite, nanoseconds, seconds
+from omega_qvla_ros.splines import NS_PER_S, hermite, nanoseconds, seconds
 
 _EMPTY = np.empty(0)
 MIN_STOP_S = 0.01
@@ -204,7 +204,10 @@ def stop_knots(
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         own_s = np.where(speed > 0.0, 2.0 * room / speed, common_s)
     stop_s = np.clip(np.where(beyond, speed / limits.max_acceleration, own_s), MIN_LIMIT_STOP_S, common_s)
-    knots_ns = np.unique([nanoseconds(float(s)) for s in stop_s] + [nanoseconds(common_s)])
+    # Whole nanoseconds, rounded up (a 1e-4 of one is rounding of the arithmetic): a shorter stop would brake harder.
+    stop_ns = np.ceil(stop_s * NS_PER_S - 1e-4).astype(np.int64)
+    stop_s = seconds(stop_ns)
+    knots_ns = np.unique(np.append(stop_ns, np.ceil(common_s * NS_PER_S - 1e-4).astype(np.int64)))
     elapsed_s = np.minimum(seconds(knots_ns)[:, None], stop_s[None, :])
     positions = position + velocity * elapsed_s * (1.0 - elapsed_s / (2.0 * stop_s))
     velocities = velocity * (1.0 - elapsed_s / stop_s)

@@ -9,6 +9,12 @@ from torch import Tensor
 
 from omega_qvla_core.models.step_context import denoise_step
 
+VelocityGuide = Callable[[Tensor, Tensor, float], Tensor]
+"""``guide(x, u, tau) -> u``: corrects a velocity between evaluation and step.
+
+``x`` and ``u`` are float32 ``[B, H, A]``; ``u`` points from noise to actions, whatever the family's convention;
+``tau`` is 0 for noise and 1 for actions."""
+
 
 @dataclass(frozen=True)
 class EulerStep:
@@ -16,7 +22,7 @@ class EulerStep:
 
     Attributes:
         index: 0 for the noisiest.
-        velocity: float32 ``[B, H, A]`` that the action head gave.
+        velocity: float32 ``[B, H, A]`` that the action head gave, after the guide.
         actions: float32 ``[B, H, A]`` after the step.
     """
 
@@ -26,7 +32,11 @@ class EulerStep:
 
 
 def integrate(
-    noise: Tensor, num_steps: int, step_size: float, velocity: Callable[[Tensor, int], Tensor]
+    noise: Tensor,
+    num_steps: int,
+    step_size: float,
+    velocity: Callable[[Tensor, int], Tensor],
+    guide: VelocityGuide | None = None,
 ) -> Iterator[EulerStep]:
     """Integrate ``x <- x + step_size * velocity(x, index)`` from noise.
 
@@ -35,11 +45,15 @@ def integrate(
         num_steps: Number of evaluations; each runs inside ``denoise_step(index, num_steps)``.
         step_size: Signed length of a step in flow time.
         velocity: Called with the chunk so far, float32, and the step's index.
+        guide: Applied to every velocity; None: none.
     """
+    sign = 1.0 if step_size > 0.0 else -1.0
     x = noise.float()
     for index in range(num_steps):
         with denoise_step(index, num_steps):
             v_t = velocity(x, index)
+            if guide is not None:
+                v_t = sign * guide(x, sign * v_t, index / num_steps)
             x = x + step_size * v_t
         yield EulerStep(index, v_t, x)
 

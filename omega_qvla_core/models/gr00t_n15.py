@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omega_qvla_core.models.flow import EulerStep, check_sampling, integrate
+from omega_qvla_core.models.flow import EulerStep, VelocityGuide, check_sampling, integrate
 from omega_qvla_core.models.gr00t_config import LAYER_NORM_EPS, Gr00tConfig
 from omega_qvla_core.models.gr00t_dit import Adapter, DiT, FloatLayerNorm, KeysValues, action_time_features
 from omega_qvla_core.models.gr00t_embodiment import ActionEncoder, Embodiment, EmbodimentMLP
@@ -228,13 +228,16 @@ class Gr00tN15(nn.Module):
             self.forget_step_tables()
         return self.action_head.velocity(x_t, self.condition(time), cache)
 
-    def sample_actions(self, prefix: Gr00tPrefix | Gr00tCache, noise: Tensor, num_steps: int) -> Tensor:
+    def sample_actions(
+        self, prefix: Gr00tPrefix | Gr00tCache, noise: Tensor, num_steps: int, guide: VelocityGuide | None = None
+    ) -> Tensor:
         """Integrate from noise to actions.
 
         Args:
             prefix: From ``embed_prefix`` or ``encode_prefix``.
             noise: float32 ``[B, H, A]``.
             num_steps: Euler steps. Each velocity runs inside ``denoise_step(index, num_steps)``.
+            guide: Corrects every velocity, see ``models.flow.VelocityGuide``.
 
         Returns:
             float32 ``[B, H, A]``, not clipped.
@@ -245,13 +248,15 @@ class Gr00tN15(nn.Module):
         expected = (prefix.pad_mask.shape[0], self.config.action_horizon, self.config.action_dim)
         check_sampling(noise, expected, num_steps)
         cache = self.encode_prefix(prefix) if isinstance(prefix, Gr00tPrefix) else prefix
-        return deque(self.denoise(cache, noise, num_steps), maxlen=1)[0].actions
+        return deque(self.denoise(cache, noise, num_steps, guide), maxlen=1)[0].actions
 
-    def denoise(self, cache: Gr00tCache, noise: Tensor, num_steps: int) -> Iterator[EulerStep]:
+    def denoise(
+        self, cache: Gr00tCache, noise: Tensor, num_steps: int, guide: VelocityGuide | None = None
+    ) -> Iterator[EulerStep]:
         """The steps of ``sample_actions``, one by one, with the same arguments."""
         conditions = self.step_conditions(num_steps)
         return integrate(
-            noise, num_steps, 1.0 / num_steps, lambda x, i: self.action_head.velocity(x, conditions[i], cache)
+            noise, num_steps, 1.0 / num_steps, lambda x, i: self.action_head.velocity(x, conditions[i], cache), guide
         )
 
     def step_conditions(self, num_steps: int) -> tuple[TimeCondition, ...]:

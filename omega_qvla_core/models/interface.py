@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from omega_qvla_core.models.flow import EulerStep
+from omega_qvla_core.models.flow import EulerStep, VelocityGuide
 
 PrefixT = TypeVar("PrefixT")
 CacheT = TypeVar("CacheT")
@@ -64,11 +64,15 @@ class FlowMatchingVLA(Protocol[PrefixT, CacheT]):
         """One evaluation of the action head, with gradients; ``time`` is the family's own flow time ``[B]``."""
         ...
 
-    def sample_actions(self, prefix: PrefixT | CacheT, noise: Tensor, num_steps: int) -> Tensor:
+    def sample_actions(
+        self, prefix: PrefixT | CacheT, noise: Tensor, num_steps: int, guide: VelocityGuide | None = None
+    ) -> Tensor:
         """From noise to actions, both float32 ``[B, action_horizon, action_dim]``."""
         ...
 
-    def denoise(self, cache: CacheT, noise: Tensor, num_steps: int) -> Iterator[EulerStep]:
+    def denoise(
+        self, cache: CacheT, noise: Tensor, num_steps: int, guide: VelocityGuide | None = None
+    ) -> Iterator[EulerStep]:
         """The steps of ``sample_actions``, one by one."""
         ...
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omega_qvla_core.models.flow import EulerStep, check_sampling, integrate
+from omega_qvla_core.models.flow import EulerStep, VelocityGuide, check_sampling, integrate
 from omega_qvla_core.models.layers import AdaRMSNorm, Block, RMSNorm, Rotary, rotary_angles
 from omega_qvla_core.models.pi05_config import Pi05Config, build_vision
 from omega_qvla_core.models.pi05_prefix import Prefix, PrefixCache, StepCondition, euler_times, suffix_position_ids
@@ -203,13 +203,16 @@ class Pi05(nn.Module):
         cache = self.encode_prefix(prefix, last_hidden=False)
         return self.velocity(x_t, time, cache.repeat(x_t.shape[0] // cache.pad_mask.shape[0]))
 
-    def sample_actions(self, prefix: Prefix | PrefixCache, noise: Tensor, num_steps: int) -> Tensor:
+    def sample_actions(
+        self, prefix: Prefix | PrefixCache, noise: Tensor, num_steps: int, guide: VelocityGuide | None = None
+    ) -> Tensor:
         """Integrate from noise to actions.
 
         Args:
             prefix: From ``embed_prefix`` or ``encode_prefix``.
             noise: float32 ``[B, H, action_dim]``.
             num_steps: Euler steps. Each velocity runs inside ``denoise_step(index, num_steps)``.
+            guide: Corrects every velocity, see ``models.flow.VelocityGuide``.
 
         Returns:
             float32 ``[B, H, action_dim]``, not clipped.
@@ -220,13 +223,17 @@ class Pi05(nn.Module):
         expected = (prefix.pad_mask.shape[0], self.config.action_horizon, self.config.action_dim)
         check_sampling(noise, expected, num_steps)
         cache = self.encode_prefix(prefix, last_hidden=False) if isinstance(prefix, Prefix) else prefix
-        return deque(self.denoise(cache, noise, num_steps), maxlen=1)[0].actions
+        return deque(self.denoise(cache, noise, num_steps, guide), maxlen=1)[0].actions
 
-    def denoise(self, cache: PrefixCache, noise: Tensor, num_steps: int) -> Iterator[EulerStep]:
+    def denoise(
+        self, cache: PrefixCache, noise: Tensor, num_steps: int, guide: VelocityGuide | None = None
+    ) -> Iterator[EulerStep]:
         """The steps of ``sample_actions``, one by one, with the same arguments."""
         suffix, step = self._suffix(cache, noise.shape[1]), float(np.float32(-1.0 / num_steps))
         conditions = self.step_conditions(num_steps)
-        return integrate(noise, num_steps, step, lambda x, index: self._velocity(x, conditions[index], cache, suffix))
+        return integrate(
+            noise, num_steps, step, lambda x, index: self._velocity(x, conditions[index], cache, suffix), guide
+        )
 
     def step_conditions(self, num_steps: int) -> tuple[StepCondition, ...]:
         """``condition`` of every step, one row for the whole batch; kept until a weight changes (see StepTables)."""

@@ -48,7 +48,7 @@ def produce(model: Gr00tN15, inputs: Mapping[str, Tensor], case: str, counts: li
     Raises:
         CheckpointError: An input is missing or does not fit the model.
     """
-    noise = _noise(model, inputs, case)
+    noise = case_noise(model, inputs, case)
     head, tower = model.action_head, model.language_model
     watched = {
         "vision_last_hidden": model.vision.vision_model,
@@ -62,7 +62,7 @@ def produce(model: Gr00tN15, inputs: Mapping[str, Tensor], case: str, counts: li
         f"llm_hidden_{len(tower.layers)}": tower.norm,
     }
     with _record(watched) as seen:
-        prefix = _prefix(model, inputs, case)
+        prefix = case_prefix(model, inputs, case)
         cache = model.encode_prefix(prefix)
     tensors = {name: values[0] for name, values in seen.items()}
     tensors["llm_hidden_0"] = prefix.embeddings
@@ -81,24 +81,26 @@ def produce_loss(model: Gr00tN15, inputs: Mapping[str, Mapping[str, Tensor]], me
     source = settings.get("inputs_from_case") if isinstance(settings, Mapping) else None
     if source not in inputs:
         raise CheckpointError(f"{META_FILE}: train.inputs_from_case is {source!r}; name a case of {INPUTS_FILE}")
-    noise, train = _noise(model, inputs[source], source), inputs[TRAIN]
+    noise, train = case_noise(model, inputs[source], source), inputs[TRAIN]
     action = need(train, TRAIN, "action", tuple(noise.shape), True)
     mask = need(train, TRAIN, "action_mask", tuple(noise.shape), True)
     time = need(train, TRAIN, "t", (noise.shape[0],), True)
-    cache = model.encode_prefix(_prefix(model, inputs[source], source))
+    cache = model.encode_prefix(case_prefix(model, inputs[source], source))
     t = time[:, None, None]
     x_t, wanted = (1 - t) * noise + t * action, action - noise
     found = model.velocity(x_t, (time * model.config.timestep_buckets).long(), cache)
     return Produced({"loss": (((found - wanted) ** 2 * mask).sum() / mask.sum())[None]})
 
 
-def _noise(model: Gr00tN15, inputs: Mapping[str, Tensor], case: str) -> Tensor:
+def case_noise(model: Gr00tN15, inputs: Mapping[str, Tensor], case: str) -> Tensor:
+    """The start noise of a case."""
     return need(inputs, case, "noise", (None, model.config.action_horizon, model.config.action_dim), True)
 
 
-def _prefix(model: Gr00tN15, inputs: Mapping[str, Tensor], case: str) -> Gr00tPrefix:
+def case_prefix(model: Gr00tN15, inputs: Mapping[str, Tensor], case: str) -> Gr00tPrefix:
+    """The embedded observation of a case."""
     config = model.config
-    batch, size = _noise(model, inputs, case).shape[0], config.vision.image_size
+    batch, size = case_noise(model, inputs, case).shape[0], config.vision.image_size
     tokens = need(inputs, case, "input_ids", (batch, None), False)
     mask = need(inputs, case, "attention_mask", tuple(tokens.shape), False).bool()
     check_tokens(tokens, mask, config.language.vocab_size, case)

@@ -44,7 +44,7 @@ def produce(model: Pi05, inputs: Mapping[str, Tensor], case: str, counts: list[i
     Raises:
         CheckpointError: An input is missing or does not fit the model.
     """
-    arguments, noise = _arguments(model, inputs, case)
+    arguments, noise = case_arguments(model, inputs, case)
     prefix = model.embed_prefix(**arguments, drop_masked=False)
     cache = model.encode_prefix(prefix)
     valid = prefix.pad_mask
@@ -71,7 +71,8 @@ def produce(model: Pi05, inputs: Mapping[str, Tensor], case: str, counts: list[i
     return Produced(tensors, masks, in_use)
 
 
-def _arguments(model: Pi05, inputs: Mapping[str, Tensor], case: str) -> tuple[dict, Tensor]:
+def case_arguments(model: Pi05, inputs: Mapping[str, Tensor], case: str) -> tuple[dict, Tensor]:
+    """Arguments of ``embed_prefix`` and the start noise of a case."""
     config = model.config
     noise = need(inputs, case, "noise", (None, config.action_horizon, config.action_dim), True)
     batch, size = noise.shape[0], config.vision.image_size

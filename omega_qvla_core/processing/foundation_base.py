@@ -10,7 +10,13 @@ from omega_qvla_core.errors import InstructionError, ObservationError
 from omega_qvla_core.policy_types import Observation
 from omega_qvla_core.processing.resize_with_pad import check_image
 from omega_qvla_core.processing.robot_setup import CameraBinding, RobotSetup
-from omega_qvla_core.processing.robots import aloha_actions_to_robot, aloha_state_to_model, gripper_command
+from omega_qvla_core.processing.robots import (
+    aloha_actions_to_model,
+    aloha_actions_to_robot,
+    aloha_state_to_model,
+    gripper_command,
+    gripper_value,
+)
 from omega_qvla_core.processing.vector_normalizer import VectorNormalizer
 
 
@@ -101,6 +107,25 @@ class FoundationProcessor:
         if self.setup.clip_actions is not None:
             actions = np.clip(actions, -self.setup.clip_actions, self.setup.clip_actions)
         return actions
+
+    def predictions(self, targets: np.ndarray, measured: np.ndarray) -> np.ndarray:
+        """The inverse of ``targets``, clipping apart: what the model would have predicted.
+
+        Args:
+            targets: float ``[K, actions]`` in physical units.
+            measured: float64 ``[state]``, the state at the observation of the chunk.
+
+        Returns:
+            float64 ``[K, actions]``.
+        """
+        actions = np.array(targets, dtype=np.float64)
+        for index in self._grippers:
+            actions[..., index] = gripper_value(actions[..., index], self.setup.gripper)
+        if self.setup.aloha_space:
+            actions = aloha_actions_to_model(actions)
+        state = np.asarray(self.model_state(measured), dtype=np.float64)
+        actions = actions - (state[..., self._reference] * self._is_delta)[..., None, :]
+        return np.asarray(self.actions.normalize(actions), dtype=np.float64)
 
     def _measured(self, observations: Sequence[Observation]) -> np.ndarray:
         if not observations:

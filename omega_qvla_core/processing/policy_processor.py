@@ -184,6 +184,20 @@ class PolicyProcessor:
         actions = np.asarray(predicted, dtype=np.float64)[..., : len(self.config.action_names)]
         return self.stats.actions.unnormalize(actions) + self._offset(measured)
 
+    def predictions(self, targets: np.ndarray, measured: np.ndarray) -> np.ndarray:
+        """The inverse of ``targets`` for the first steps of a chunk: what the model would have predicted.
+
+        Args:
+            targets: float ``[K, actions]``, absolute, rad and m; K at most the horizon.
+            measured: float ``[state]``, the state at the observation of the chunk.
+
+        Returns:
+            float64 ``[K, actions]``.
+        """
+        steps = len(targets)
+        whole = np.concatenate([targets, np.repeat(targets[-1:], self.horizon - steps, axis=0)])
+        return self.normalize_actions(whole, measured)[:steps]
+
     def _offset(self, measured: np.ndarray) -> np.ndarray:
         """``[..., 1, actions]``: the measured value where the action is a delta, else 0."""
         return (np.asarray(measured, dtype=np.float64)[..., self._reference] * self._is_delta)[..., None, :]

@@ -79,3 +79,9 @@ def gripper_command(values: np.ndarray, convention: GripperConvention) -> np.nda
     if convention == "binary":
         return np.where(np.isnan(values), values, (values > 0.5).astype(np.float64))
     return values
+
+
+def gripper_value(commands: np.ndarray, convention: GripperConvention) -> np.ndarray:
+    """Inverse of ``gripper_command`` as far as there is one: the end points of the data, linear in between."""
+    commands = np.asarray(commands, dtype=np.float64)
+    return (1.0 - commands) / 2.0 if convention == "libero_sign" else commands

@@ -18,12 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from omega_qvla_core.errors import ConfigError, EngineError
+from omega_qvla_core.models.flow import VelocityGuide
 from omega_qvla_core.processing.policy_processor import ModelInputs
 
 logger = logging.getLogger(__name__)
-
-VelocityGuide = Callable[[Tensor, Tensor, float], Tensor]
-"""``guide(x, u, tau) -> u``: corrects the velocity between two denoise steps, as in ``models.flow.integrate``."""
 
 ENGINE_CHOICES = ("auto", "off")
 

@@ -16,11 +16,12 @@ from omega_qvla_core.checkpoints.layouts import detect
 from omega_qvla_core.checkpoints.loading import Description, load_foundation, read_headers
 from omega_qvla_core.checkpoints.strict_loading import compute_dtype
 from omega_qvla_core.errors import CheckpointError, ConfigError, EngineError
-from omega_qvla_core.policy_types import ActionChunk, Observation
+from omega_qvla_core.policy_types import ActionChunk, CommittedPrefix, Observation
 from omega_qvla_core.processing.policy_processor import ModelInputs
 from omega_qvla_core.processing.robot_setup import RobotSetup
 from omega_qvla_core.quant.pack import read_pack, save_pack
 from omega_qvla_core.runtime.engine import Engine, build_engine, check_engine
+from omega_qvla_core.runtime.realtime_chunking import PrefixGuidance, guidance
 
 logger = logging.getLogger(__name__)
 
@@ -136,19 +137,28 @@ class Policy:
             return
         save_checkpoint(self.description, self.model, Path(folder))
 
-    def infer(self, observation: Observation, noise: np.ndarray | None = None, seed: int = 0) -> ActionChunk:
+    def infer(
+        self,
+        observation: Observation,
+        noise: np.ndarray | None = None,
+        seed: int = 0,
+        committed: CommittedPrefix | None = None,
+    ) -> ActionChunk:
         """Plan one chunk. The same observation and noise (or seed) give the same chunk.
 
         Args:
             observation: One observation.
             noise: float ``[horizon, model's action width]`` to start from; drawn from ``seed`` if None.
             seed: Seed of the noise.
+            committed: What the arm is committed to; the chunk continues it (see ``realtime_chunking``). None: the chunk
+                is free.
 
         Raises:
             ObservationError: If the observation does not have what the policy needs.
+            ConfigError: If the committed prefix does not fit the policy.
         """
         batch = None if noise is None else np.asarray(noise)[None]
-        return self.infer_batch([observation], batch, [seed])[0]
+        return self.infer_batch([observation], batch, [seed], [committed])[0]
 
     @torch.inference_mode()
     def infer_batch(
@@ -156,6 +166,7 @@ class Policy:
         observations: Sequence[Observation],
         noise: np.ndarray | None = None,
         seeds: Sequence[int] | None = None,
+        committed: Sequence[CommittedPrefix | None] | None = None,
     ) -> list[ActionChunk]:
         """Plan one chunk per observation, all in one batch.
 
@@ -163,6 +174,7 @@ class Policy:
             observations: B observations.
             noise: float ``[B, horizon, model's action width]``; drawn from ``seeds`` if None.
             seeds: One seed per observation; 0 for each if None.
+            committed: One prefix, or None, per observation.
 
         Returns:
             B chunks. Values that are not finite are passed on for the robot's guard to refuse.
@@ -173,12 +185,24 @@ class Policy:
         """
         inputs = self.processor.prepare(observations, self.device)
         start = self.noise(len(observations), seeds) if noise is None else self._given_noise(noise, len(observations))
-        actions = self._sample(inputs, start.to(self.device))
+        guide = None if committed is None else self._guide(committed, inputs.measured)
+        actions = self._sample(inputs, start.to(self.device), guide)
         targets = self.processor.targets(actions.cpu().numpy(), inputs.measured)
         period_s = 1.0 / self.spec.control_hz
         return [ActionChunk(rows, period_s, self.spec.first_action_delay_s) for rows in targets]
 
-    def _sample(self, inputs: ModelInputs, noise: torch.Tensor) -> torch.Tensor:
+    def _guide(self, committed: Sequence[CommittedPrefix | None], measured: np.ndarray) -> PrefixGuidance | None:
+        if len(committed) != len(measured):
+            raise ValueError(f"there are {len(committed)} committed prefixes for {len(measured)} observations")
+        normalized = []
+        for prefix, state in zip(committed, measured, strict=True):
+            if prefix is not None:
+                prefix.check(self.spec.horizon, len(self.spec.action_names))
+            normalized.append(None if prefix is None else self.processor.predictions(prefix.actions, state))
+        found = guidance(committed, normalized, (len(committed), *self._noise_shape()))
+        return None if found is None else found.to(self.device)
+
+    def _sample(self, inputs: ModelInputs, noise: torch.Tensor, guide: PrefixGuidance | None = None) -> torch.Tensor:
         """Actions float32 ``[B, H, A]``, through the engine where there is one that takes these inputs."""
         engine = self.engine
         if engine is not None:
@@ -189,8 +213,8 @@ class Policy:
                     self._refusals.add(str(error))
                     logger.warning("the %s engine is not used: %s", engine.name, error)
             else:
-                return engine.run(inputs, noise, self.spec.num_steps)
-        return self.model.sample_actions(inputs.embed(self.model), noise, self.spec.num_steps)
+                return engine.run(inputs, noise, self.spec.num_steps, guide)
+        return self.model.sample_actions(inputs.embed(self.model), noise, self.spec.num_steps, guide)
 
     def noise(self, count: int, seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Start noise float32 ``[count, horizon, model's action width]``, the same on every device.

@@ -153,11 +153,14 @@ class ChunkContract:
         rate_hz: Rate of a chunk's steps, which is that of the checkpoint's training data. Not given: the control rate.
         execution_horizon_steps: Steps of a chunk after which the next inference starts.
         blend_time_s: Time over which a new chunk replaces the committed one.
+        method: ``blend``: chunks are planned freely and blended. ``rtc``: each is planned to continue the committed one
+            (real-time chunking) and not blended.
     """
 
     rate_hz: float | None = None
     execution_horizon_steps: int = 4
     blend_time_s: float = 0.1
+    method: Literal["blend", "rtc"] = "blend"
 
 
 @dataclass(frozen=True)

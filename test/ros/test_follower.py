@@ -89,6 +89,14 @@ def test_lowered_limits_are_braked_into_and_the_contracts_are_kept(shares, speed
     assert (np.diff(braking[: len(too_fast) + 1]) < 0).all() or not len(too_fast)
 
 
+def test_stop_of_some_microseconds_brakes_no_harder_than_any_other() -> None:
+    """At 2e-8 rad from the limit, as fast as can be braked there: 63 us, of which a nanosecond is a share."""
+    box = limits()
+    at = np.array([-1.0 + 2e-8])
+    velocity = brakable_velocity(at, np.array([-2.0]), box)
+    check(with_stop(Plan(np.array([T0]), at[None], velocity[None]), box), box)
+
+
 def test_reference_that_fits_is_followed_exactly() -> None:
     box = limits()
     wave = [0.3 * np.sin(4.0 * 0.05 * k) for k in range(1, 16)]

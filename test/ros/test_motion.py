@@ -217,6 +217,36 @@ def test_finger_on_an_object_is_no_tracking_error() -> None:
         assert motion.watch_tracking(T0 + k * PERIOD_NS, np.array([0.0, 0.04])) is None
 
 
+def test_committed_prefix_is_what_is_left_of_the_chunk_in_the_checkpoints_order() -> None:
+    motion, scheduler = build(blend_time_s=0.0)
+    assert motion.committed_prefix(T0, 0.1, 0.05, START) is None
+    give(motion, scheduler, ramp(0.0, 0.02), T0, T0)
+    observed = T0 + 2 * PERIOD_NS
+    prefix = motion.committed_prefix(observed, 0.12, 0.05, START)
+    assert prefix is not None and prefix.delay_steps == 2  # 130 ms: the steps after 50 and 100 ms
+    np.testing.assert_allclose(prefix.actions, ramp(0.0, 0.02)[2:, ::-1])
+    assert motion.committed_prefix(observed, 10.0, 0.05, START).delay_steps == 6
+    assert motion.committed_prefix(T0 + 10**9, 0.1, 0.05, START) is None
+    motion.hold(observed)
+    assert motion.committed_prefix(observed, 0.1, 0.05, START) is None
+
+
+def test_chunk_of_another_task_is_not_made_to_continue_the_old_one() -> None:
+    motion, scheduler = build()
+    give(motion, scheduler, ramp(0.0, 0.02), T0, T0)
+    motion.shorten(T0, 2)
+    assert motion.committed_prefix(T0, 0.1, 0.05, START) is None
+
+
+def test_prediction_runs_from_now_to_the_end_of_the_plan() -> None:
+    motion, scheduler = build()
+    assert len(motion.predicted(T0)[0]) == 0
+    give(motion, scheduler, ramp(0.0, 0.02), T0, T0)
+    times_ns, positions = motion.predicted(T0 + 30_000_000)
+    assert times_ns[0] == T0 + 30_000_000 and times_ns[-1] == motion.plan.end_ns
+    np.testing.assert_array_equal(positions[-1], motion.plan.positions[-1])
+
+
 odd = st.sampled_from([float("nan"), float("inf"), -1e300])
 actions = st.lists(
     st.tuples(st.one_of(st.floats(-1.6, 1.6), odd), st.one_of(st.floats(-0.02, 0.06), odd)), min_size=8, max_size=8

@@ -325,3 +325,24 @@ def test_activation_clears_latched_faults(rig: Rig) -> None:
     rig.session.start(rig.now)
     rig.run(6)
     assert rig.state is State.OK
+
+
+def test_real_time_chunking_tells_the_policy_what_it_has_to_continue() -> None:
+    contract = toy_contract(chunk={"method": "rtc", "execution_horizon_steps": 2, "blend_time_s": 0.1})
+    rig = Rig(contract)
+    seen = []
+    plain = rig.policy.infer
+
+    def infer(observation, noise=None, seed=0, committed=None):
+        seen.append((observation.state[1], committed))
+        return plain(observation, noise, seed)
+
+    rig.policy.infer = infer
+    rig.run(20)
+    assert seen[0][1] is None and len(seen) > 4 and rig.state is State.OK
+    for position, committed in seen[2:]:
+        assert committed is not None and committed.actions.shape[1] == 2
+        assert 1 <= committed.delay_steps <= len(committed.actions)
+        assert abs(committed.actions[0, 1] - position) < 0.1  # the checkpoint's order: finger, shoulder
+    assert rig.session.scheduler.blend_time_s == 0.0
+    rig.close()
