@@ -114,8 +114,9 @@ class Operation:
             self.emergency_stop.set(topic, pressed)
         else:
             session.press_emergency_stop(topic, pressed, self._now())
-            self._send()
         if pressed and not was:
+            # Once: a switch may repeat itself at any rate, and the hold's repetitions belong to the control timer.
+            self._send()
             self._node.get_logger().error(f"emergency stop on {topic!r}")
 
     # Instruction and services.
