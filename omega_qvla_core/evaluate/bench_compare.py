@@ -18,7 +18,7 @@ import torch
 from omega_qvla_core.errors import ConfigError, EngineError
 from omega_qvla_core.evaluate.bench_memory import check_fits, peak_bytes
 from omega_qvla_core.evaluate.bench_model import StageTime
-from omega_qvla_core.evaluate.bench_peaks import Peaks, measure_peaks
+from omega_qvla_core.evaluate.bench_peaks import Peaks, best_of, measure_peaks
 from omega_qvla_core.evaluate.bench_presets import SIZES
 from omega_qvla_core.evaluate.bench_quantize import RECIPES
 from omega_qvla_core.evaluate.bench_rows import DTYPES, STAGES, Runner, build_model, build_runner, config_of
@@ -166,6 +166,7 @@ def compare(options: CompareOptions, progress: Progress | None = None) -> Compar
             rows.append(row)
             runners.append(runner)
     times = _measure([one for one in runners if one is not None], options, tell)
+    peaks = best_of(peaks, measure_peaks(device, DTYPES[options.unquantized]))
     stages = iter(times)
     floors = {precision: _floors(config, options, peaks, precision) for precision, _ in _plan(options)}
     filled = tuple(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -50,6 +50,16 @@ def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
     target = torch.zeros_like(copied)
     bandwidth = 2 * 4 * copied.numel() / _best_s(lambda: target.copy_(copied), cuda)
     return Peaks(device_name(device), torch.get_num_threads(), plain, max(plain, integer), bandwidth)
+
+
+def best_of(one: Peaks, other: Peaks) -> Peaks:
+    """The higher of two measurements: other work on the machine lowers them."""
+    return replace(
+        one,
+        plain=max(one.plain, other.plain),
+        integer=max(one.integer, other.integer),
+        bandwidth=max(one.bandwidth, other.bandwidth),
+    )
 
 
 def device_name(device: torch.device) -> str:

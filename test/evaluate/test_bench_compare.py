@@ -13,6 +13,7 @@ from omega_qvla_core.cli import app
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.evaluate import bench_memory
 from omega_qvla_core.evaluate.bench_compare import CompareOptions, compare, default_shape
+from omega_qvla_core.evaluate.bench_peaks import Peaks, best_of
 from omega_qvla_core.evaluate.bench_plot import draw
 from omega_qvla_core.evaluate.bench_presets import preset, random_model
 from omega_qvla_core.evaluate.bench_quantize import RECIPES, quantize_randomly
@@ -139,6 +140,11 @@ def test_the_floor_is_computing_or_reading():
     assert full["prefix"].floor_s(peak, peak, bandwidth, 2, 2) == pytest.approx(3.79e-3, rel=0.01)
     assert full["denoise"].floor_s(peak, peak, bandwidth, 2, 2) == pytest.approx(1.92e-3, rel=0.01)
     assert full["denoise"].floor_s(2 * peak, peak, bandwidth, 0.5, 2) == pytest.approx(0.52e-3, rel=0.03)
+
+
+def test_ceilings_are_the_better_of_two_measurements():
+    one = Peaks("device", 1, 1.0, 4.0, 5.0)
+    assert best_of(one, replace(one, plain=2.0, integer=3.0, bandwidth=6.0)) == Peaks("device", 1, 2.0, 4.0, 6.0)
 
 
 def test_default_shapes_and_shapes_as_text():
