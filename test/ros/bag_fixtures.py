@@ -17,6 +17,7 @@ from std_msgs.msg import String
 from omega_qvla_ros import image_decoding, msgs
 from omega_qvla_ros.bags.topics import recorded_topics
 from omega_qvla_ros.bags.writer import BagWriter, RecordedTopic
+from omega_qvla_ros.contract import RobotContract
 
 SIZE_PX = 64
 TOLD = "touch the red cube"
@@ -61,9 +62,9 @@ def episode(periods: int, instruction: str = TOLD) -> list[tuple[str, int, Any]]
     return found
 
 
-def toy_topics() -> list[RecordedTopic]:
+def toy_topics(contract: RobotContract | None = None) -> list[RecordedTopic]:
     """What the recorder records of the toy robot, in the root namespace."""
-    found = recorded_topics(toy_contract())
+    found = recorded_topics(contract or toy_contract())
     return [RecordedTopic("/" + t.name.lstrip("/"), t.msgtype, t.reliable, t.transient_local) for t in found]
 
 
@@ -73,9 +74,10 @@ def write_bag(
     storage: str = "mcap",
     prefix: str = "",
     log_offset_ns: int = 0,
+    contract: RobotContract | None = None,
 ) -> Path:
     """Write messages as a bag; ``prefix`` is a namespace, ``log_offset_ns`` moves the receive times."""
-    topics = toy_topics()
+    topics = toy_topics(contract)
     index = {topic.name: number for number, topic in enumerate(topics)}
     names = [RecordedTopic(prefix + topic.name, topic.msgtype, topic.reliable) for topic in topics]
     writer = BagWriter(folder, names, storage)

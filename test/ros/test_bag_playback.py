@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import yaml
 from bag_fixtures import episode, padded_image, string, told, write_bag
 from robot_fixtures import CONTRACT, PERIOD_NS, T0, toy_contract, toy_spec
+from sensor_msgs.msg import CompressedImage
 
 from omega_qvla_core.errors import ConfigError, ObservationError, RecordingError
 from omega_qvla_core.policy_types import Observation
@@ -20,7 +22,7 @@ from omega_qvla_core.runtime.observation_sources import ObservationRequest, read
 from omega_qvla_ros import msgs
 from omega_qvla_ros.bags.playback import Playback, PlaybackOptions
 from omega_qvla_ros.bags.reader import Bag
-from omega_qvla_ros.contract import check_policy
+from omega_qvla_ros.contract import RobotContract, check_policy
 from omega_qvla_ros.intake import Intake
 from omega_qvla_ros.nodes.policy_node import decoder
 from omega_qvla_ros.notices import Notices
@@ -36,9 +38,11 @@ CAMERAS = toy_contract(
 """The toy robot; its cameras are raw, one of them resized by the contract's rule."""
 
 
-def live_observations(messages: list[tuple[str, int, Any]], instruction: str) -> list[Observation]:
+def live_observations(
+    messages: list[tuple[str, int, Any]], instruction: str, contract: RobotContract = CAMERAS
+) -> list[Observation]:
     """What the node makes of the same messages: its buffer, its decoding with cv_bridge, its joint order."""
-    contract, spec = CAMERAS, toy_spec()
+    spec = toy_spec()
     binding, buffer, decode = check_policy(contract, spec), ObservationBuffer(contract), decoder(contract, spec)
     intake = Intake(contract, {"front": (64, 64), "wrist": (64, 64)}, buffer, Notices(), threaded=False)
     keys = {f"/{camera.topic}": camera.key for camera in contract.cameras}
@@ -232,3 +236,31 @@ def test_status_array_tells_the_instruction_too(tmp_path: Path) -> None:
     status.name = "policy_node: policy"
     messages.insert(0, ("/diagnostics", T0, DiagnosticArray(status=[status])))
     assert {o.instruction for o in played(write_bag(tmp_path / "bag", messages))} == {"touch the green cube"}
+
+
+def jpeg(stamp_ns: int, seed: int) -> CompressedImage:
+    """A JPEG of smooth random colours."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    done, data = cv2.imencode(".jpg", cv2.resize(small, (80, 64)))
+    assert done
+    return CompressedImage(header=msgs.header(stamp_ns), format="jpeg", data=data.tobytes())
+
+
+def test_compressed_cameras_are_decoded_as_in_the_node(tmp_path: Path) -> None:
+    cameras = [
+        {"key": "front", "topic": "front/image/compressed", "transport": "compressed", "resize": "pad"},
+        {"key": "wrist", "topic": "wrist/image_raw"},
+    ]
+    contract = toy_contract(cameras=cameras)
+    messages = [
+        ("/front/image/compressed", now_ns, jpeg(msgs.stamp_to_ns(message.header.stamp), k))
+        if topic == "/front/image_raw"
+        else (topic, now_ns, message)
+        for k, (topic, now_ns, message) in enumerate(episode(6))
+    ]
+    bag = write_bag(tmp_path / "bag", messages, contract=contract)
+    with Bag(bag) as opened:
+        playback = Playback(opened, contract, toy_spec())
+        ours = [playback.observation(moment) for moment in playback.moments()]
+    assert_equal(ours, live_observations(messages, "touch the red cube", contract))
+    assert ours[0].images["front"].shape == (80, 80, 3)
