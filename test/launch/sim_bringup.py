@@ -16,7 +16,7 @@ import launch_testing.actions
 import launch_testing.asserts
 import rclpy
 from launch import LaunchDescription
-from launch.actions import IncludeLaunchDescription
+from launch.actions import IncludeLaunchDescription, SetLaunchConfiguration
 from lifecycle_msgs.msg import TransitionEvent
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -39,6 +39,8 @@ def generate_test_description() -> LaunchDescription:
     }
     return LaunchDescription(
         [
+            # How the nodes end is tested, not how fast a busy machine ends them; launch gives them 5 s.
+            SetLaunchConfiguration("sigterm_timeout", "60"),
             IncludeLaunchDescription(str(SIM), launch_arguments=arguments.items()),
             launch_testing.actions.ReadyToTest(),
         ]
