@@ -11,8 +11,8 @@ import torch
 from omega_qvla_core.checkpoints.families import build_model
 from omega_qvla_core.checkpoints.strict_loading import load_model
 from omega_qvla_core.checkpoints.weight_files import find_weights
+from omega_qvla_core.commands.guidance_check import compare_guidance, field_of, round_weights
 from omega_qvla_core.errors import ConfigError
-from omega_qvla_core.evaluate.guidance_check import compare_guidance, field_of, round_weights
 from omega_qvla_core.models.flow import integrate
 from omega_qvla_core.parity.fixture import read_fixture
 from omega_qvla_core.runtime import CommittedPrefix, Policy

@@ -1,6 +1,6 @@
 """What real-time chunking leaves out: its correction beside the one with the network's Jacobian.
 
-    python -m omega_qvla_core.evaluate.guidance_check FOLDER...
+    python -m omega_qvla_core.commands.guidance_check FOLDER...
 
 with parity folders (a small model, its weights and inputs). Per denoise step, three corrections of the same state:
 
