@@ -16,6 +16,9 @@ from omega_qvla_ros.contract import JointLimits
 from omega_qvla_ros.splines import NS_PER_S, hermite, nanoseconds, seconds
 
 _EMPTY = np.empty(0)
+REST_NS = 500_000_000
+"""Every message ends with so long a rest at its last point, where the arm stands anyway. A controller refuses a message
+whose end has passed, so a hold that a busy machine delivers late would be lost."""
 MIN_STOP_S = 0.01
 """Shortest stop segment: one step of a 100 Hz controller; a shorter one would fall between two of its samples."""
 MIN_SPACING_S = 0.001
@@ -271,13 +274,13 @@ def unstamped(plan: Plan, since_ns: int, joint_names: tuple[str, ...]) -> JointT
 
 
 def _points(plan: Plan, first: int, zero_ns: int) -> tuple[TrajectoryPoint, ...]:
+    """The knots from ``first`` on, and the last one once more after ``REST_NS``."""
+    times_ns = np.append(plan.times_ns[first:], plan.times_ns[-1] + REST_NS)
+    positions = np.vstack([plan.positions[first:], plan.positions[-1:]])
+    velocities = np.vstack([plan.velocities[first:], np.zeros_like(plan.velocities[-1:])])
     return tuple(
-        TrajectoryPoint(
-            positions=plan.positions[k],
-            velocities=plan.velocities[k],
-            time_from_start_ns=int(plan.times_ns[k]) - zero_ns,
-        )
-        for k in range(first, len(plan.times_ns))
+        TrajectoryPoint(positions=position, velocities=velocity, time_from_start_ns=int(time_ns) - zero_ns)
+        for time_ns, position, velocity in zip(times_ns, positions, velocities)
     )
 
 

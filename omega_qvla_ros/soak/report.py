@@ -33,6 +33,8 @@ class SoakFigures:
     successes: int = 0
     trajectories: int = 0
     trajectories_rejected: int = 0
+    rejections: dict[str, int] = field(default_factory=dict)
+    """The controller's reasons, numbers as ``#``."""
     trajectories_not_finite: int = 0
     trajectories_invalid: int = 0
     refused_by_the_watch: dict[str, int] = field(default_factory=dict)
@@ -119,7 +121,7 @@ def report_table(figures: SoakFigures) -> Table:
     row("faults injected", sum(figures.faults.values()))
     row("episodes (successes)", f"{figures.episodes} ({figures.successes})")
     row("trajectories published", figures.trajectories)
-    row("rejected by the controller", figures.trajectories_rejected)
+    row("rejected by the controller", counts(figures.rejections) if figures.rejections else 0)
     row("unguarded values", counts(figures.unguarded))
     for name, share in figures.peaks.items():
         row(f"largest {name.replace('_', ' ')}, share of its limit", f"{share:.3f}")

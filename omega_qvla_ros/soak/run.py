@@ -120,6 +120,8 @@ class SoakRun:
         figures.successes = sum(bool(result["success"]) for result in node.results)
         figures.trajectories = watch.trajectories
         figures.trajectories_rejected = int(node.bridge.get("trajectories_rejected", 0))
+        reasons = {key.partition(".")[2]: int(v) for key, v in node.bridge.items() if key.startswith("rejected.")}
+        figures.rejections = reasons
         figures.trajectories_not_finite = int(node.bridge.get("trajectories_not_finite", 0))
         figures.trajectories_invalid = int(node.report.get("trajectories_invalid", 0))
         figures.refused_by_the_watch = dict(watch.refused)

@@ -10,7 +10,7 @@ from session_rig import Rig
 
 from omega_qvla_ros.guard import State
 from omega_qvla_ros.motion import HOLD_REPEATS
-from omega_qvla_ros.trajectory import JointTrajectory
+from omega_qvla_ros.trajectory import REST_NS, JointTrajectory
 
 IMAGE_TIMEOUT_NS = 250_000_000
 JOINT_TIMEOUT_NS = 100_000_000
@@ -25,7 +25,7 @@ def check_hold(messages: Sequence[JointTrajectory], sent_ns: Sequence[int] | Non
     for message in messages:
         check_ends_at_rest(message)
     for message, now_ns in zip(messages, sent_ns or ()):
-        assert message.stamp_ns == 0 or now_ns <= message.end_ns
+        assert message.stamp_ns == 0 or now_ns <= message.end_ns - REST_NS
 
 
 def check_ends_at_rest(message: JointTrajectory) -> None:

@@ -15,6 +15,7 @@ from scripted_policy import Script
 
 from omega_qvla_ros.processes import NodeProcess
 from omega_qvla_ros.resources import config_file
+from omega_qvla_ros.trajectory import REST_NS
 
 SCRIPTED = "scripted_policy"
 PERIOD_S = 0.05
@@ -211,4 +212,4 @@ def check_hold_message(message: Any) -> None:
     """Comes to rest and stays: the last two points are the same, shortly after the stamp."""
     np.testing.assert_array_equal(message.points[-1].velocities, 0.0)
     np.testing.assert_allclose(message.points[-1].positions, message.points[-2].positions)
-    assert message.end_ns - message.stamp_ns < 600_000_000
+    assert message.end_ns - REST_NS - message.stamp_ns < 600_000_000

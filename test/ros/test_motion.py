@@ -16,6 +16,7 @@ from omega_qvla_ros.motion import HOLD_REPEATS, Motion
 from omega_qvla_ros.scheduler import ChunkDropped, ChunkScheduler
 from omega_qvla_ros.splines import segment_peak_accelerations, segment_peak_speeds, segment_ranges
 from omega_qvla_ros.tracking import TRACKING_TICKS, TrackingMonitor
+from omega_qvla_ros.trajectory import REST_NS
 
 START = np.array([0.0, 0.02])
 NAMES = ("shoulder", "finger")
@@ -178,7 +179,7 @@ def test_shortened_plan_still_ends_at_rest() -> None:
     motion.shorten(T0 + 20_000_000, 2)
     message = motion.tick(T0 + 20_000_000)
     assert message is not None
-    assert message.end_ns <= T0 + 120_000_000 + 200_000_000
+    assert message.end_ns - REST_NS <= T0 + 120_000_000 + 200_000_000
     np.testing.assert_array_equal(message.points[-1].velocities, 0.0)
 
 

@@ -12,6 +12,7 @@ from graph_fixtures import DEADLINE_S, Graph
 from std_msgs.msg import String
 
 from omega_qvla_ros.resources import config_file
+from omega_qvla_ros.trajectory import REST_NS
 
 CONTRACT = config_file("robots/tabletop.yaml")
 
@@ -51,7 +52,7 @@ def test_arm_moves_until_the_episode_ends_and_sigint_holds_it(graph: Graph, chec
     graph.spin_sim(0.5)
     last = graph.commands[-1][1]
     np.testing.assert_array_equal(last.points[-1].velocities, 0.0)
-    assert last.end_ns - last.stamp_ns < 1_000_000_000  # a hold, not the rest of a chunk
+    assert last.end_ns - REST_NS - last.stamp_ns < 1_000_000_000  # a hold, not the rest of a chunk
     np.testing.assert_allclose(last.points[-1].positions, last.points[-2].positions)
     assert graph.arm_speed() < 0.01
     np.testing.assert_allclose(graph.arm(), last.points[-1].positions[:6], atol=0.03)

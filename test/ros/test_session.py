@@ -18,6 +18,7 @@ from omega_qvla_ros.chunk_judge import MAX_LATE_CHUNKS
 from omega_qvla_ros.guard import State
 from omega_qvla_ros.motion import HOLD_REPEATS
 from omega_qvla_ros.session import PolicySession, SessionOptions
+from omega_qvla_ros.trajectory import REST_NS
 
 
 @pytest.fixture
@@ -243,7 +244,7 @@ def test_restart_brakes_and_begins_at_the_measured_position(rig: Rig) -> None:
     rig.run(10)
     rig.session.restart(rig.now)
     message = rig.session.motion.tick(rig.now)
-    assert message is not None and message.end_ns - rig.now <= 4 * PERIOD_NS
+    assert message is not None and message.end_ns - REST_NS - rig.now <= 4 * PERIOD_NS
     np.testing.assert_array_equal(message.points[-1].velocities, 0.0)
     rig.run(3)
     assert rig.speed == 0.0 and rig.session.motion.braking

@@ -17,7 +17,7 @@ from omega_qvla_ros.splines import (
     segment_peak_speeds,
     segment_ranges,
 )
-from omega_qvla_ros.trajectory import Plan, brakable_velocity, hold_plan, still_plan, stop_knots, window
+from omega_qvla_ros.trajectory import REST_NS, Plan, brakable_velocity, hold_plan, still_plan, stop_knots, window
 
 LIMITS = toy_contract().joint_limits()
 NAMES = ("shoulder", "finger")
@@ -145,9 +145,10 @@ def test_window_starts_one_period_back_and_is_accepted_by_the_controller() -> No
     trajectory = window(plan, now, NAMES, PERIOD_NS)
     assert trajectory.stamp_ns == T0 + PERIOD_NS
     assert trajectory.points[0].time_from_start_ns == 0
-    assert trajectory.end_ns == plan.end_ns
+    assert trajectory.end_ns == plan.end_ns + REST_NS  # a message that is delivered late is still taken
     assert jtc.validate(trajectory, now, NAMES) is None
-    assert jtc.validate(trajectory, plan.end_ns + 1, NAMES) is not None
+    assert jtc.validate(trajectory, plan.end_ns + 1, NAMES) is None
+    assert jtc.validate(trajectory, plan.end_ns + REST_NS + 1, NAMES) is not None
 
 
 def test_repeated_windows_do_not_disturb_a_running_controller() -> None:
