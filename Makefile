@@ -80,7 +80,7 @@ soak: venv  ## closed loop under load and random faults; SOAK_MINUTES=2 for a sh
 
 faults: venv  ## run the fault suite and renew the table of docs/faults.md
 	@mkdir -p out
-	-$(BIN)/pytest -q test/faults --junitxml=out/faults.xml
+	-$(BIN)/pytest -q test/faults -o junit_family=xunit1 --junitxml=out/faults.xml
 	$(BIN)/python scripts/fault_table.py out/faults.xml
 
 lint: venv  ## check style and formatting

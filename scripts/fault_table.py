@@ -1,6 +1,6 @@
 """The table of docs/faults.md: every row of the fault matrix, its tests, and what they gave.
 
-    pytest test/faults --junitxml=out/faults.xml
+    pytest test/faults -o junit_family=xunit1 --junitxml=out/faults.xml
     python scripts/fault_table.py out/faults.xml
 
 Several result files (of runs with other packages installed) may be given; a test counts as passed if it passed in one

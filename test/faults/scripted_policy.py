@@ -20,17 +20,17 @@ from omega_qvla_ros.nodes import loading, policy_node
 STEP_RAD = 0.01
 """Per control period of 50 ms: 0.2 rad/s, a tenth of the arm's limit."""
 TURN_RAD = 0.4
-FILES = ("behaviour.json", "inferences.txt")
+FILES = ("behaviour.json", "inferences.txt", "hanging")
 OUT_OF_MEMORY = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB of which 1.00 GiB is free."
 )
 
 
 class Script:
-    """The two files beside a checkpoint."""
+    """The files beside a checkpoint."""
 
     def __init__(self, folder: Path) -> None:
-        self.behaviour_file, self.log_file = (folder.parent / name for name in FILES)
+        self.behaviour_file, self.log_file, self._hanging_file = (folder.parent / name for name in FILES)
 
     def read(self) -> dict:
         try:
@@ -50,6 +50,18 @@ class Script:
             return len(self.log_file.read_text().splitlines())
         except FileNotFoundError:
             return 0
+
+    @property
+    def hanging(self) -> bool:
+        """An inference hangs now."""
+        return self._hanging_file.exists()
+
+    def hang(self) -> None:
+        """Do not return before the behaviour is another one."""
+        self._hanging_file.touch()
+        while self.read().get("mode") == "hang":
+            time.sleep(0.01)
+        self._hanging_file.unlink(missing_ok=True)
 
     def note(self, instruction: str) -> None:
         with self.log_file.open("a") as log:
@@ -75,8 +87,8 @@ class ScriptedPolicy:
         mode = behaviour.get("mode", "ok")
         if mode == "slow":
             time.sleep(float(behaviour["seconds"]))
-        while mode == "hang" and self._script.read().get("mode") == "hang":
-            time.sleep(0.01)
+        if mode == "hang":
+            self._script.hang()
         if mode == "raise":
             raise ValueError("the script says so")
         actions = self._actions(observation.state, mode, float(behaviour.get("gripper", 0.02)))

@@ -111,8 +111,11 @@ class Stage:
 
     def spin(self, seconds: float) -> None:
         """Let everything go on for a while."""
-        until_s = time.monotonic() + seconds
-        self.graph.wait(lambda: time.monotonic() >= until_s, "time", seconds + 60.0)
+        self.graph.spin(seconds)
+
+    def motion_left_s(self) -> float:
+        """Time to the end of the motion that the newest command asks for."""
+        return (self.robot.commands[-1].trajectory.end_ns - REST_NS - self.robot.now_ns) * 1e-9
 
     def wait_moving(self) -> None:
         """The arm moves by fresh commands."""

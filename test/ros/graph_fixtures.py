@@ -119,6 +119,11 @@ class Graph:
                 raise AssertionError(f"waited {timeout_s:.0f} s for: {what}\n{self.diagnostics}\n{self.logs()}")
             self.executor.spin_once(timeout_sec=0.05)
 
+    def spin(self, seconds: float) -> None:
+        """Spin for a span of wall time."""
+        until_s = time.monotonic() + seconds
+        self.wait(lambda: time.monotonic() >= until_s, "time", seconds + DEADLINE_S)
+
     def spin_sim(self, duration_s: float) -> None:
         """Spin for a span of simulated time."""
         self.wait(lambda: self.clock_ns, "/clock")

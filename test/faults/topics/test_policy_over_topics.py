@@ -14,8 +14,7 @@ def test_fault_19_instruction_changed_in_the_middle_of_a_chunk(stage: Stage) -> 
     report = stage.report()
     before, dropped = int(report["task"]), int(report.get("chunks_dropped_task", "0"))
     stage.script.write(mode="hang")
-    count = stage.script.inferences
-    stage.wait(lambda: stage.script.inferences > count, "an inference that hangs")
+    stage.wait(lambda: stage.script.hanging, "an inference that hangs")
     at_s = time.monotonic()
     assert stage.graph.set_parameter(NAME, "instruction", "lift the green cube").successful
     stage.script.write()
@@ -85,9 +84,9 @@ def test_fault_27_policy_that_is_always_slower_than_its_chunk_is_latched_with_nu
 
 
 def test_fault_28_hanging_inference_holds_and_its_result_is_void(stage: Stage, record_property) -> None:
-    count, at_s = stage.script.inferences, time.monotonic()
     stage.script.write(mode="hang")
-    stage.wait(lambda: stage.script.inferences > count, "an inference that hangs")
+    stage.wait(lambda: stage.script.hanging, "an inference that hangs")
+    at_s = time.monotonic()
     held = stage.wait_state("HOLD", "inference has not returned for 2.0 s", at_s)
     record_property("fault_to_hold_s", held.at_s - at_s)
     record_property("bound_s", 2.0 + PERIOD_S)
