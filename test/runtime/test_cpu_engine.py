@@ -117,6 +117,13 @@ def test_a_guide_corrects_every_step(policy):
     moved = engine.run(inputs, noise, steps, lambda x, u, tau: torch.ones_like(u))
     torch.testing.assert_close(moved, noise + 1, rtol=0, atol=1e-6)
 
+    def pull(x, u, tau):
+        return u + 0.5 * (0.3 - x - (1 - tau) * u)
+
+    with torch.inference_mode():
+        expected = policy.model.sample_actions(inputs.embed(policy.model), noise, steps, pull)
+    torch.testing.assert_close(engine.run(inputs, noise, steps, pull), expected, rtol=0, atol=ROUNDING)
+
 
 def test_results_belong_to_the_caller(policy):
     engine = CpuEngine(policy.model)
