@@ -59,7 +59,11 @@ def ablation(
     calibration: Annotated[Path, typer.Option(help="Its observations: half to calibrate, half to measure.")] = (
         SHIPPED_CALIBRATION
     ),
-    splits: Annotated[int, typer.Option(min=0, help="Mean over so many random halves; 0: every other one.")] = 0,
+    splits: Annotated[int, typer.Option(min=0, help="Compare over so many random halves; 0: every other one.")] = 0,
+    first_split: Annotated[int, typer.Option(min=0, help="Number of the first of these halves.")] = 0,
+    results: Annotated[
+        Path | None, typer.Option(help="Where finished halves are kept: an interrupted run goes on from there.")
+    ] = None,
     recipes: Annotated[str, typer.Option(help="Rows, separated by commas; by default presets and the grid.")] = "",
     out: Annotated[Path | None, typer.Option(help="Also write the tables to this file.")] = None,
 ) -> None:
@@ -68,6 +72,7 @@ def ablation(
     from omega_qvla_core.quant import ablation as tables
     from omega_qvla_core.quant.presets import GRID
     from omega_qvla_core.quant.recipe import Recipe
+    from omega_qvla_core.quant.splits import measure_splits, splits_table
     from omega_qvla_core.runtime import Policy
     from omega_qvla_core.runtime.observation_file import load_observations
 
@@ -80,7 +85,14 @@ def ablation(
         measures = {f"{folder.parent.name}/{folder.name}": tables.recorded_model(folder) for folder in recorded or ()}
         if policy:
             observations = load_observations(calibration).observations
-            measures[Path(policy).name] = tables.held_out_policy(Policy.load(policy), observations, splits)
+            loaded = Policy.load(policy)
+            if splits:
+                numbers = range(first_split, first_split + splits)
+                found = measure_splits(loaded, observations, rows, numbers, results, bar.update)
+                title = f"Action error of {Path(policy).name} against the unquantized policy over random halves:"
+                texts.append(f"{title}\n\n{splits_table(found)}")
+            else:
+                measures[Path(policy).name] = tables.held_out_policy(loaded, observations)
         if layers is not None:
             title = "Error on x_eval as a ratio to the published code's:"
             texts.append(f"{title}\n\n{tables.layer_table(layers, reference, bar.update)}")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, geometric_mean
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -40,9 +38,6 @@ MODEL_RECIPES = ("paper_w4a4", "executable_w4a4", "auto_w4a4", "w4a8", "w4a16", 
 # Draws of noise per recorded observation: to calibrate with, and others to measure with.
 _CALIBRATION_DRAWS = 8
 _EVALUATION_DRAWS = 4
-
-# Distance of the noise seeds of two splits: more than anybody's number of observations.
-_SEEDS_PER_SPLIT = 1000
 
 # Steps of the recorded models of the method's two families.
 _STEPS = {"pi05": 10, "gr00t_n15": 4}
@@ -87,35 +82,18 @@ def action_table(
     return _table(["recipe", *measures], rows)
 
 
-def held_out_policy(
-    policy: QuantizablePolicy, observations: Sequence[Observation], splits: int = 0
-) -> Callable[[Recipe], ActionError]:
-    """Measure recipes on a policy: calibrate on half of the observations, compare actions on the other half.
+def held_out_policy(policy: QuantizablePolicy, observations: Sequence[Observation]) -> Callable[[Recipe], ActionError]:
+    """Measure recipes on a policy: calibrate on every other observation, compare actions on the rest.
 
     Args:
         policy: Unquantized.
         observations: To calibrate and to measure with.
-        splits: 0: every other observation. Else the mean over so many random halves, with noise of their own.
     """
-    count = len(observations)
-    halves = [_halves(count, split) for split in range(splits)] or [(range(0, count, 2), range(1, count, 2))]
 
     def measure(recipe: Recipe) -> ActionError:
-        found = []
-        for split, half in enumerate(halves):
-            made_from, held_out = ([observations[index] for index in part] for part in half)
-            result = quantize_policy(policy, recipe, made_from, evaluation=held_out, seed=_SEEDS_PER_SPLIT * split)
-            found.append(result[1].actions)
-        means = {name: fmean(getattr(one, name) for one in found) for name in ("relative", "median", "rms")}
-        return replace(found[0], **means, largest=max(one.largest for one in found))
+        return quantize_policy(policy, recipe, observations[::2], evaluation=observations[1::2])[1].actions
 
     return measure
-
-
-def _halves(count: int, split: int) -> tuple[Sequence[int], Sequence[int]]:
-    order = list(range(count))
-    random.Random(split).shuffle(order)
-    return order[: count // 2], order[count // 2 :]
 
 
 def recorded_model(folder: Path) -> Callable[[Recipe], ActionError]:

@@ -142,9 +142,8 @@ def _fit_static_tensor(data: FitData) -> Tensor:
         return absmax[None] / high
     if data.clip == "percentile":
         return _quantile(data.tokens.reshape(-1, 1), data.percentile).clamp_min(SMALLEST_RANGE) / high
-    errors = [
-        _coding_error(data.tokens, (ratio * absmax / high).expand(1), data.weight, data) for ratio in STATIC_RATIOS
-    ]
+    energy = _output_energy(data.weight, data.clip)
+    errors = [_coding_error(data.tokens, (ratio * absmax / high).expand(1), energy, data) for ratio in STATIC_RATIOS]
     return absmax[None] * STATIC_RATIOS[_argmin(errors)] / high
 
 
@@ -173,16 +172,29 @@ def _best_ratio(tokens: Tensor, weight: Tensor, data: FitData) -> Tensor:
         return tokens.new_tensor(1.0)
     high = code_range(data.bits)[1]
     absmax = tokens.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST_SCALE)
-    errors = [_coding_error(tokens, ratio * absmax / high, weight, data) for ratio in DYNAMIC_RATIOS]
+    energy = _output_energy(weight, data.clip)
+    errors = [_coding_error(tokens, ratio * absmax / high, energy, data) for ratio in DYNAMIC_RATIOS]
     return tokens.new_tensor(DYNAMIC_RATIOS[_argmin(errors)])
 
 
-def _coding_error(tokens: Tensor, scales: Tensor, weight: Tensor, data: FitData) -> float:
+def _output_energy(weight: Tensor, clip: str) -> tuple[Tensor | None, bool]:
+    """What turns an error into one of the output: the weight ``[O, g]``, or ``W^T W`` (True) where that is smaller."""
+    if clip != "output":
+        return None, False
+    rows, columns = weight.shape
+    return (weight.double().T @ weight.double(), True) if rows > columns else (weight, False)
+
+
+def _coding_error(tokens: Tensor, scales: Tensor, energy: tuple[Tensor | None, bool], data: FitData) -> float:
     """Squared error of coding, in the codes (``mse``) or after the weight (``output``)."""
     error = round_to_codes(tokens, scales, data.bits) * scales - tokens
-    if data.clip == "output":
-        error = error @ weight.T
-    return float(error.double().square().sum())
+    matrix, squared = energy
+    if matrix is None:
+        return float(error.double().square().sum())
+    if squared:
+        error = error.double()
+        return float(((error @ matrix) * error).sum())
+    return float((error @ matrix.T).double().square().sum())
 
 
 def _argmin(values: Sequence[float]) -> int:

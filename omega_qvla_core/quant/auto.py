@@ -98,7 +98,7 @@ def choose(
         QuantizationError: Too few calibration tokens, or a layer that cannot be done.
     """
     folds = _folds(statistics, auto)
-    weight = torch.cat([linear.weight.detach().float().cpu() for _, linear in linears])
+    weight = torch.cat([linear.weight.detach().float() for _, linear in linears])
     tried: dict[SideRecipe, Candidate] = {}
 
     def measured(recipe: SideRecipe) -> Candidate:
@@ -182,7 +182,7 @@ def _folds(statistics: SiteStatistics, auto: AutoChoice) -> list[_Fold]:
     generator = torch.Generator().manual_seed(auto.seed)
     rows = []
     for tokens in statistics.tokens():
-        shuffled = tokens[torch.randperm(tokens.shape[0], generator=generator)]
+        shuffled = tokens[torch.randperm(tokens.shape[0], generator=generator).to(tokens.device)]
         rows.append(shuffled.tensor_split(auto.folds))
     return [_fold(statistics, rows, index, auto) for index in range(auto.folds)]
 
@@ -206,7 +206,7 @@ def _measure(
 ) -> Candidate:
     wrong = right = 0.0
     for fold in folds:
-        site = build_site(name, side, linears, fold.made_from, recipe, min_tokens=1).site.cpu()
+        site = build_site(name, side, linears, fold.made_from, recipe, min_tokens=1).site
         energy = sum(float((x @ weight.T).double().square().sum()) for x in fold.held_out)
         _, error = relative_errors(site, weight, fold.held_out, fold.made_from.steps or 0)
         wrong, right = wrong + error**2 * energy, right + energy

@@ -64,8 +64,9 @@ def build_site(
     statistics: SiteStatistics | None,
     recipe: SideRecipe,
     min_tokens: int = MIN_TOKENS,
+    device: torch.device | str | None = None,
 ) -> SiteResult:
-    """Quantize linears that read the same input. The work is done on the CPU.
+    """Quantize linears that read the same input. Factorizations and sums are float64 on every device.
 
     Args:
         name: Of the site.
@@ -74,11 +75,13 @@ def build_site(
         statistics: Calibration of their input.
         recipe: Their recipe.
         min_tokens: Fewest tokens per denoise step.
+        device: Where the work is done; where the weights are if None. The result lies where the weights are.
 
     Raises:
         QuantizationError: Anything that keeps the recipe from being carried out; the message names the layer.
     """
-    weight = _stacked_weight(linears)
+    device = linears[0][1].weight.device if device is None else torch.device(device)
+    weight = _stacked_weight(linears, device)
     if statistics is None:
         raise QuantizationError(f"{name} was never seen in calibration; calibrate before quantizing")
     statistics.check(min_tokens)
@@ -86,6 +89,7 @@ def build_site(
         raise QuantizationError(
             f"{name} was calibrated with {statistics.columns} channels but has {weight.shape[1]}; calibrate this model"
         )
+    statistics = _OnDevice(statistics, device)
     spec = _spec(name, side, linears, statistics, recipe)
     tensors, notes = _weight_tensors(spec, weight, statistics)
     tensors["activation"] = _activation_table(spec, tensors, statistics)
@@ -120,12 +124,32 @@ def relative_errors(
     return per_step, (sum(wrong) / max(sum(right), 1e-30)) ** 0.5
 
 
-def _stacked_weight(linears: Sequence[tuple[str, nn.Linear]]) -> Tensor:
+class _OnDevice:
+    """Statistics whose tensors come out on one device."""
+
+    def __init__(self, statistics: SiteStatistics, device: torch.device) -> None:
+        self._statistics, self._device = statistics, device
+        self.steps, self.counts = statistics.steps, statistics.counts
+
+    def gram(self, step: int) -> Tensor:
+        return self._statistics.gram(step).to(self._device)
+
+    def mean(self) -> Tensor:
+        return self._statistics.mean().to(self._device)
+
+    def absmax(self) -> Tensor:
+        return self._statistics.absmax().to(self._device)
+
+    def tokens(self) -> list[Tensor]:
+        return [sample.to(self._device) for sample in self._statistics.tokens()]
+
+
+def _stacked_weight(linears: Sequence[tuple[str, nn.Linear]], device: torch.device) -> Tensor:
     """float64 ``[O, I]`` of all readers; NaN and Inf are refused by layer name."""
     for name, linear in linears:
         if not torch.isfinite(linear.weight).all():
             raise QuantizationError(f"{name}: the weight holds NaN or Inf; check the checkpoint")
-    return torch.cat([linear.weight.detach().double().cpu() for _, linear in linears])
+    return torch.cat([linear.weight.detach().to(device).double() for _, linear in linears])
 
 
 def _spec(
@@ -146,8 +170,9 @@ def _centre(spec: SiteSpec, statistics: SiteStatistics) -> Tensor | None:
         return None
     if spec.steps:
         return statistics.mean().half()
-    counts = torch.tensor(statistics.counts, dtype=torch.float64, device=statistics.mean().device)
-    return ((statistics.mean() * counts[:, None]).sum(dim=0, keepdim=True) / counts.sum()).half()
+    means = statistics.mean()
+    counts = torch.tensor(statistics.counts, dtype=torch.float64, device=means.device)
+    return ((means * counts[:, None]).sum(dim=0, keepdim=True) / counts.sum()).half()
 
 
 def _centred_row(centre: Tensor | None, index: int) -> Tensor | float:
@@ -164,6 +189,9 @@ def _peak(spec: SiteSpec, statistics: SiteStatistics, centre: Tensor | None) -> 
 
 def _hessian(spec: SiteSpec, weight: Tensor, statistics: SiteStatistics, centre: Tensor | None) -> Tensor:
     """Weighted sum over the steps of the Gram matrices of what is coded, float64 ``[I, I]`` (METHOD E3)."""
+    if len(statistics.counts) == 1 and centre is None:
+        # Its weight is a common factor, which changes no code: at 16384 channels another copy would be 2 GB.
+        return statistics.gram(0)
     total = torch.zeros(spec.in_features, spec.in_features, dtype=torch.float64, device=weight.device)
     means = statistics.mean()
     for index, count in enumerate(statistics.counts):
@@ -183,13 +211,15 @@ def _weight_tensors(spec: SiteSpec, weight: Tensor, statistics: SiteStatistics) 
     recipe = spec.recipe
     centre = _centre(spec, statistics)
     tensors = build_transform(recipe, weight, _peak(spec, statistics, centre))
-    matrices = block_matrices(recipe, spec.in_features, tensors)
+    matrices = [matrix.to(weight.device) for matrix in block_matrices(recipe, spec.in_features, tensors)]
     order = tensors.get("order")
     rotated = weight_in_basis(weight, order, matrices)
     if recipe.output_rotation:
         blocks = [block.half() for block in output_rotation(weight, OUTPUT_BLOCK)]
         tensors.update(stack_blocks(blocks, "output_rotation"))
-        rotated = _rotate_rows(rotated, unstack_blocks(tensors, "output_rotation"))
+        rotated = _rotate_rows(
+            rotated, [block.to(weight.device) for block in unstack_blocks(tensors, "output_rotation")]
+        )
     if recipe.low_rank:
         tensors.update(low_rank_factors(rotated, recipe.low_rank))
         rotated = rotated - tensors["low_rank_out"].double() @ tensors["low_rank_in"].double()
@@ -249,7 +279,7 @@ def _rotate_rows(weight: Tensor, blocks: list[Tensor]) -> Tensor:
 def _activation_table(spec: SiteSpec, tensors: dict[str, Tensor], statistics: SiteStatistics) -> Tensor:
     """float32 ``[T, C]``: a row per denoise step, or one."""
     recipe = spec.recipe
-    transform = InputTransform.from_tensors(recipe, spec.in_features, tensors)
+    transform = InputTransform.from_tensors(recipe, spec.in_features, tensors, tensors["codes"].device)
     centre = tensors.get("centre")
     samples = [
         transform.apply_flat(tokens - _centred_row(centre, index)) for index, tokens in enumerate(statistics.tokens())
@@ -275,7 +305,7 @@ def _add_biases(
         tensors["centre_bias"] = (tensors["centre"].double() @ weight.T).half()
     if any(linear.bias is not None for _, linear in linears):
         parts = [linear.bias if linear.bias is not None else torch.zeros(linear.out_features) for _, linear in linears]
-        tensors["bias"] = torch.cat([part.detach().float().cpu() for part in parts])
+        tensors["bias"] = torch.cat([part.detach().float().to(weight.device) for part in parts])
 
 
 def _sample_notes(spec: SiteSpec, statistics: SiteStatistics) -> list[str]:

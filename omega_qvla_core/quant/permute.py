@@ -39,7 +39,7 @@ def channel_score(weight: Tensor, activation_peak: Tensor, score: str) -> Tensor
 @PERMUTATIONS.register("none")
 def none(score: Tensor, block: int) -> Tensor:
     """Channels stay where they are."""
-    return torch.arange(score.shape[0])
+    return torch.arange(score.shape[0], device=score.device)
 
 
 @PERMUTATIONS.register("interleave")
@@ -74,4 +74,4 @@ def serpentine(score: Tensor, block: int) -> Tensor:
                 dealt[index].append(next(falling))
                 left -= 1
         forward = not forward
-    return torch.tensor([channel for part in dealt for channel in part])
+    return torch.tensor([channel for part in dealt for channel in part], device=score.device)

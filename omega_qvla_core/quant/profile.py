@@ -58,7 +58,7 @@ def site_profile(site: QuantizedSite, weight: Tensor, statistics: SiteStatistics
     transform = InputTransform.from_tensors(site.spec.recipe, site.spec.in_features, tensors)
     before = torch.zeros(site.spec.in_features, dtype=torch.float64)
     after, largest, q999 = before.clone(), [], []
-    for tokens in statistics.tokens():
+    for tokens in (sample.cpu() for sample in statistics.tokens()):
         u = transform.apply_flat(tokens)
         before += tokens.double().square().sum(dim=0)
         after += u.double().square().sum(dim=0)

@@ -32,6 +32,7 @@ def quantize_linears(
     *,
     progress: Progress | None = None,
     min_tokens: int = MIN_TOKENS,
+    device: torch.device | str | None = None,
 ) -> list[SiteResult]:
     """Replace the linears of a model, in place.
 
@@ -44,6 +45,7 @@ def quantize_linears(
         calibration: From ``calibrate``, over the same sites.
         progress: Called before every site and at the end.
         min_tokens: Fewest calibration tokens per denoise step.
+        device: Where layers are quantized, such as ``cuda``; where their weights are if None.
 
     Returns:
         One result per quantized site, in order.
@@ -63,7 +65,7 @@ def quantize_linears(
             side_recipe, decision = taken.get(job.name, (job.recipe, None))
             statistics = calibration[site.name]
             linears = job.linears(model)
-            result = build_site(job.name, site.side, linears, statistics, side_recipe, min_tokens)
+            result = build_site(job.name, site.side, linears, statistics, side_recipe, min_tokens, device)
             result.decision = decision
             result.profile = site_profile(result.site, torch.cat([linear.weight for _, linear in linears]), statistics)
             replace_linears(model, result.site)

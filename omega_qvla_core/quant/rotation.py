@@ -65,13 +65,13 @@ def weight_eigenvectors(columns: Tensor) -> Tensor:
 @ROTATIONS.register("none")
 def identity(columns: Tensor) -> Tensor:
     """No rotation."""
-    return torch.eye(columns.shape[1], dtype=torch.float64)
+    return torch.eye(columns.shape[1], dtype=torch.float64, device=columns.device)
 
 
 @ROTATIONS.register("hadamard")
 def hadamard(columns: Tensor) -> Tensor:
     """Hadamard; needs no storage, for it follows from the width."""
-    return hadamard_blocks(columns.shape[1])
+    return hadamard_blocks(columns.shape[1]).to(columns.device)
 
 
 @ROTATIONS.register("svd")
@@ -86,7 +86,7 @@ def svd_hadamard(columns: Tensor) -> Tensor:
     vectors, width = weight_eigenvectors(columns), columns.shape[1]
     if width & (width - 1):
         return vectors
-    return vectors @ hadamard_matrix(width)
+    return vectors @ hadamard_matrix(width).to(columns.device)
 
 
 STORED_ROTATIONS = frozenset({"svd", "svd_hadamard"})

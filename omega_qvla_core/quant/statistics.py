@@ -1,6 +1,6 @@
 """What calibration keeps of the activations at one input site: sums, never the activations themselves.
 
-They are taken on the device of the activations and handed out on the CPU.
+They are taken, kept and handed out on the device of the activations.
 One row per denoise step (a site outside the denoise loop has one row). Besides exact sums there is a bounded sample of
 tokens per row, for quantiles and for the search of clips.
 """
@@ -15,6 +15,9 @@ from omega_qvla_core.models.step_context import DenoiseStep
 
 # Fewest tokens per row from which scales are taken. With fewer the largest value seen says nothing about the next.
 MIN_TOKENS = 16
+
+# Rows of a Gram matrix that are added to at a time.
+_GRAM_ROWS = 2048
 
 
 class SiteStatistics:
@@ -84,21 +87,23 @@ class SiteStatistics:
                 )
 
     def gram(self, step: int | None = None) -> Tensor:
-        """``sum x^T x`` float64 ``[I, I]`` of one row, or of all."""
+        """``sum x^T x`` float64 ``[I, I]`` of one row, or of all. Not to be written to: it may be the sum itself."""
         rows = self._rows if step is None else self._rows[step : step + 1]
-        return torch.stack([row.gram for row in rows]).sum(dim=0).cpu()
+        if len(rows) == 1:
+            return rows[0].gram
+        return sum((row.gram for row in rows[1:]), rows[0].gram)
 
     def mean(self) -> Tensor:
         """Mean token per row, float64 ``[T, I]``."""
-        return torch.stack([row.total / max(row.count, 1) for row in self._rows]).cpu()
+        return torch.stack([row.total / max(row.count, 1) for row in self._rows])
 
     def absmax(self) -> Tensor:
         """Largest magnitude per row and channel, float32 ``[T, I]``."""
-        return torch.stack([row.absmax for row in self._rows]).cpu()
+        return torch.stack([row.absmax for row in self._rows])
 
     def tokens(self) -> list[Tensor]:
         """The sampled tokens per row, float32 ``[<= reservoir_tokens, I]`` each."""
-        return [row.sample.cpu() for row in self._rows]
+        return [row.sample for row in self._rows]
 
 
 class _Row:
@@ -112,7 +117,10 @@ class _Row:
         self.sample = torch.empty(0, columns, device=device)
 
     def add(self, tokens: Tensor, capacity: int, generator: torch.Generator) -> None:
-        self.gram += (tokens.T @ tokens).double()
+        # Some rows at a time: at 16384 channels the whole product would be 1 GB beside the 2 GB of the sum.
+        for start in range(0, tokens.shape[1], _GRAM_ROWS):
+            rows = slice(start, start + _GRAM_ROWS)
+            self.gram[rows] += (tokens[:, rows].T @ tokens).double()
         self.total += tokens.double().sum(dim=0)
         if tokens.shape[0]:
             self.absmax = torch.maximum(self.absmax, tokens.abs().amax(dim=0))

@@ -119,11 +119,20 @@ def weight_in_basis(weight: Tensor, order: Tensor | None, matrices: list[Tensor]
 
 
 def gram_in_basis(gram: Tensor, order: Tensor | None, matrices: list[Tensor]) -> Tensor:
-    """``M^T G M`` of a Gram matrix ``[I, I]`` of raw inputs, float64."""
-    if order is not None:
-        gram = gram[order.long()][:, order.long()]
-    dense = torch.block_diag(*matrices)
-    return dense.T @ gram.double() @ dense
+    """``M^T G M`` of a Gram matrix ``[I, I]`` of raw inputs, float64; one matrix of that size is made."""
+    rotated = torch.empty(gram.shape, dtype=torch.float64, device=gram.device)
+    sizes = [matrix.shape[0] for matrix in matrices]
+    kept = None if order is None else order.long().split(sizes)
+    for index, (matrix, rows) in enumerate(zip(matrices, rotated.split(sizes))):
+        if kept is None:
+            start = sum(sizes[:index])
+            source = gram[start : start + sizes[index]].double()
+        else:
+            source = gram[kept[index]][:, order.long()].double()
+        torch.matmul(matrix.T, source, out=rows)
+    for matrix, columns in zip(matrices, rotated.split(sizes, dim=1)):
+        columns.copy_(columns @ matrix)
+    return rotated
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from omega_qvla_core.cli import app
-from omega_qvla_core.quant.ablation import held_out_policy
 from omega_qvla_core.quant.presets import ABLATIONS, GRID
 from omega_qvla_core.quant.recipe import Recipe
 
@@ -139,11 +138,3 @@ def test_recipes_of_the_ablation_load_by_name():
     assert (one.rotation, one.solver, one.per_step) == ("svd", "rtn", False)
     assert Recipe.preset("static_clip_hadamard").action_head.activation == "static_tensor"
     assert Recipe.preset("token_none").action_head.activation == "token"
-
-
-def test_random_halves_are_averaged(policy, calibration_observations):
-    observations = [*calibration_observations, *calibration_observations]
-    recipe = Recipe.preset("rtn_static_absmax")
-    both = held_out_policy(policy, observations, splits=2)(recipe)
-    assert 0 < both.median < 1 and 0 < both.relative < 1
-    assert both != held_out_policy(policy, observations)(recipe)

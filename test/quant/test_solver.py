@@ -9,7 +9,7 @@ import torch
 
 from omega_qvla_core.errors import ConfigError, QuantizationError
 from omega_qvla_core.quant.scales import SCALE_GRIDS, search_scales, spread_scales
-from omega_qvla_core.quant.solver import SOLVERS, WeightProblem, solve
+from omega_qvla_core.quant.solver import SOLVERS, WeightProblem, invert_upper, solve
 
 
 def problem_of(seed=0, rows=48, columns=200, tokens=600, group=64, bits=4, grid="fine", **changes):
@@ -160,3 +160,34 @@ def test_groups_of_zeros_get_a_usable_scale():
     weight[2] = 0
     scales = search_scales(weight, 64, 4, "fine")
     assert scales.isfinite().all() and (scales > 0).all()
+
+
+@pytest.mark.parametrize("columns", [1, 255, 256, 601])
+def test_triangles_are_inverted_in_place_block_by_block(columns):
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(columns, columns, dtype=torch.float64, generator=generator).triu() / columns
+    matrix.diagonal().copy_(1 + torch.rand(columns, dtype=torch.float64, generator=generator))
+    inverse = matrix.clone()
+    invert_upper(inverse)
+    identity = torch.eye(columns, dtype=torch.float64)
+    assert torch.allclose(inverse @ matrix, identity, atol=1e-10) and torch.equal(inverse, inverse.triu())
+
+
+def test_the_form_in_one_matrix_gives_the_codes_of_the_plain_one():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(24, 601, dtype=torch.float64, generator=generator)
+    tokens = torch.randn(900, 601, dtype=torch.float64, generator=generator)
+    hessian, scales = tokens.T @ tokens, search_scales(weight, 64, 4, "fine")
+    found = solve("gptq", WeightProblem("layer", weight, scales, 64, 4, hessian)).codes
+    order = hessian.diagonal().argsort(descending=True, stable=True)
+    damped = hessian[order][:, order] + 0.05 * hessian.diagonal().mean() * torch.eye(601, dtype=torch.float64)
+    upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    left, spread = weight[:, order], spread_scales(scales.double(), 64, 601)[:, order]
+    plain = torch.empty(24, 601)
+    for column in range(601):
+        code = (left[:, column] / spread[:, column]).round().clamp(-8, 7)
+        error = (left[:, column] - code * spread[:, column]) / upper[column, column]
+        left = left - error[:, None] * torch.nn.functional.pad(upper[column, column:], (column, 0))
+        plain[:, order[column]] = code.float()
+    assert torch.equal(found.float(), plain)
+    assert torch.equal(hessian, tokens.T @ tokens)
