@@ -38,7 +38,7 @@ from omega_qvla_ros.splines import nanoseconds, seconds
 
 log = logging.getLogger(__name__)
 
-METHODS = ("none", "blend", "rtc")
+METHODS = ("none", "blend", "rtc", "rtc_only")
 STEP_NS = nanoseconds(COMMAND_PERIOD_S)
 SETTLE_NS = nanoseconds(0.2)
 """The arm stands so long before the first observation, as after a reset."""
@@ -53,7 +53,8 @@ class LoopOptions:
     """What is varied.
 
     Attributes:
-        method: ``none`` (the new chunk replaces the old one), ``blend`` or ``rtc``.
+        method: ``none`` (the new chunk replaces the old one), ``blend``, ``rtc`` (guided, then blended) or
+            ``rtc_only`` (not blended).
         latency_steps: Time of an inference in control periods.
         execution_horizon_steps: Steps between the observations of two inferences; more where the latency is longer.
         transport_s: From sending a trajectory to the controller.
@@ -125,7 +126,7 @@ class ClosedLoop:
         env.reset(seed, task)
         instruction = task.wording(seed)
         period_ns = nanoseconds(contract.period_s)
-        blend_s = contract.chunk.blend_time_s if options.method == "blend" else 0.0
+        blend_s = contract.chunk.blend_time_s if options.method in ("blend", "rtc") else 0.0
         scheduler = ChunkScheduler(options.execution_horizon_steps, blend_s, 1.0 / self._policy.spec.control_hz)
         guard = MotionGuard(contract)
         motion = Motion(contract, self._binding, self._policy.spec.horizon, scheduler, guard)
@@ -170,7 +171,7 @@ class ClosedLoop:
         return result
 
     def _committed(self, motion: Motion, ticket: Ticket) -> dict[str, Any]:
-        if self._options.method != "rtc":
+        if not self._options.method.startswith("rtc"):
             return {}
         latency_s = self._options.latency_steps * self._contract.period_s
         spec = self._policy.spec
@@ -277,7 +278,7 @@ def main(
         str, typer.Option(help="Checkpoint or pack folder, or a shipped policy's name.")
     ] = "tabletop_w4a4",
     contract: Annotated[str, typer.Option(help="Contract file or shipped name.")] = "tabletop",
-    method: Annotated[list[str], typer.Option(help="none, blend or rtc; may be given several times.")] = ["blend"],  # noqa: B006
+    method: Annotated[list[str], typer.Option(help="none, blend, rtc or rtc_only; several times.")] = ["blend"],  # noqa: B006
     latency_steps: Annotated[list[int], typer.Option(help="Control periods of an inference; several times.")] = [2],  # noqa: B006
     episodes: Annotated[int, typer.Option(min=1, help="Episodes per setting.")] = 60,
     max_acceleration: Annotated[float, typer.Option(min=0.0, help="Times the contract's acceleration limits.")] = 1.0,

@@ -195,8 +195,7 @@ class PolicySession:
         self.options = options
         self.noise_seed = options.noise_seed
         self.scheduler.execution_horizon_steps = options.execution_horizon_steps
-        # A chunk that was planned to continue the old one needs no blend, which would only delay it.
-        self.scheduler.blend_time_s = 0.0 if self.contract.chunk.method == "rtc" else options.blend_time_s
+        self.scheduler.blend_time_s = options.blend_time_s
         self.safety.configure(options.max_consecutive_errors, options.retry_delay_s)
         self.buffer.tighten(options.image_timeout_s, options.joint_states_timeout_s)
 

@@ -154,7 +154,7 @@ class ChunkContract:
         execution_horizon_steps: Steps of a chunk after which the next inference starts.
         blend_time_s: Time over which a new chunk replaces the committed one.
         method: ``blend``: chunks are planned freely and blended. ``rtc``: each is planned to continue the committed one
-            (real-time chunking) and not blended.
+            (real-time chunking), and what is left of the difference is blended.
     """
 
     rate_hz: float | None = None
