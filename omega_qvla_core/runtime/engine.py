@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 ENGINE_CHOICES = ("auto", "off")
 
 # Device type -> module with ``build(model) -> Engine``, imported when it is asked for: its libraries are optional.
-_BUILDERS: dict[str, str] = {"cpu": "omega_qvla_core.runtime.cpu_engine"}
+_BUILDERS: dict[str, str] = {
+    "cpu": "omega_qvla_core.runtime.cpu_engine",
+    "cuda": "omega_qvla_core.runtime.cuda_engine",
+}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 from omega_qvla_core.kernels.triton_kernels import attention, large_gemm, rows, small_gemm
 from omega_qvla_core.kernels.triton_kernels.tuning import tuning
 
-POINTERS = {"keys_ptr": "*i32"}
+POINTERS = {"keys_ptr": "*i32", "counter_ptr": "*i32"}
 FLOAT_ARGUMENTS = ("eps", "scale")
 # Sizes and strides that the engines keep at multiples of 16.
 ALIGNED = re.compile(r"(_ptr|stride|outputs|width|padded|gate_rows)$")
@@ -35,6 +35,7 @@ EXPERT_NORM = {
     "TAIL": False,
     "GROUP": 64,
     "HIGH": 7,
+    "EARLY": False,
 }
 SMALL = {
     "BLOCK_OUT": 64,
@@ -47,20 +48,20 @@ SMALL = {
     "SCALED": True,
     "HAS_BIAS": False,
     "SILU": False,
-    "HIGH": 7,
     "HALF_DIM": 128,
+    "SHARES": 1,
+    "EARLY": False,
 }
 
 
-def cases(target):
+def cases(target, capability):
     """Name, kernel, compile-time arguments, pointer types, warps."""
     codes, floats = {"x_ptr": "*i8", "w_ptr": "*i8"}, {"x_ptr": "*bf16", "w_ptr": "*bf16"}
     half = {"out_ptr": "*bf16"}
     small = SMALL | {"STAGES": target.small_stages}
     for name, changes, pointers in (
         ("partial int4", {"EPILOGUE": 1}, codes),
-        ("gated codes int4", {"EPILOGUE": 3}, codes | {"out_ptr": "*i8"}),
-        ("rotary int4", {"EPILOGUE": 5}, codes | half | {"kv_ptr": "*bf16"}),
+        ("rotary int4", {"EPILOGUE": 4, "SHARES": 4}, codes | half | {"kv_ptr": "*bf16"}),
         (
             "gated int8 rows",
             {"EPILOGUE": 2, "UNIT": 8, "UNITS": 1, "GROUPS": 1, "BLOCK_IN": 128, "BITS": 8},
@@ -75,6 +76,8 @@ def cases(target):
         yield f"small_gemm {name}", small_gemm.small_gemm, small | changes, pointers, 4
     for name, blocks, changes, pointers in (
         ("int8", target.wide, {}, codes),
+        ("int8 even", target.even, {"HAS_RESIDUAL": True}, codes),
+        ("int8 short", target.short, {"HAS_BIAS": True, "ACTIVATION": 1}, codes),
         ("int8 narrow", target.narrow, {"HAS_RESIDUAL": True}, codes),
         ("int8 gated", target.gated, {"ACTIVATION": 2}, codes),
         ("floats", target.floats, {"BITS": 16, "SCALED": False, "HAS_RESIDUAL": True}, floats),
@@ -100,6 +103,7 @@ def cases(target):
             "SUFFIX": split,
             "CAUSAL": False,
             "SPLIT": split,
+            "EARLY": False,
             "STAGES": blocks.stages,
         }
         pointers = {"q_ptr": "*bf16", "k_ptr": "*bf16", "v_ptr": "*bf16", "out_ptr": "*fp32" if split else "*bf16"}
@@ -122,8 +126,13 @@ def cases(target):
         "CODES": 2,
         "GROUP": 64,
         "HIGH": 7,
+        "EARLY": capability >= 90,
     }
-    yield "merge_rows", rows.merge_rows, merged, {"out_ptr": "*i8"}, 4
+    yield "merge_rows", rows.merge_rows, merged | {"CODES": 1}, {"out_ptr": "*i8"}, 4
+    yield "merge_heads", rows.merge_heads, merged | {"BLOCKS": 16}, {"out_ptr": "*i8"}, 4
+    gated = {name: merged[name] for name in ("HAS_MUL", "ROTATE", "TAIL", "CODES", "GROUP", "HIGH", "EARLY")}
+    gated |= {"BLOCKS": 16, "PARTS": 2, "SILU": False}
+    yield "gate_rows", rows.gate_rows, gated, {"out_ptr": "*i8"}, 4
 
 
 def compile_one(kernel, constants, pointers, warps, capability):
@@ -152,7 +161,7 @@ def local_bytes(cubin):
 
 
 def main(capability):
-    for name, kernel, constants, pointers, warps in cases(tuning(divmod(capability, 10))):
+    for name, kernel, constants, pointers, warps in cases(tuning(divmod(capability, 10)), capability):
         compiled = compile_one(kernel, constants, pointers, warps, capability)
         found = {"name": name, "shared": compiled.metadata.shared, "stack": local_bytes(compiled.asm["cubin"])}
         products = re.findall(r"\b(wgmma|mma)\S*sync\S*", compiled.asm["ptx"])

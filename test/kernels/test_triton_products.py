@@ -8,22 +8,21 @@ from torch.nn import functional as F
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from triton_cases import DEVICE, FLOAT, TF32_RELATIVE, largest_difference, random_codes, random_floats, random_weight
+from triton_cases import DEVICE, FLOAT, largest_difference, random_codes, random_floats, random_weight
 
 from omega_qvla_core.kernels import GroupedWeight
 from omega_qvla_core.kernels.reference import dequantize
 from omega_qvla_core.kernels.triton_kernels import large_gemm, small_gemm
 from omega_qvla_core.kernels.triton_kernels.launch import (
     Blocks,
-    GatedCodes,
+    Joining,
     Turn,
     large_linear,
     partial_buffer,
     small_linear,
 )
-from omega_qvla_core.kernels.triton_kernels.layout import hadamard, pair_rows
+from omega_qvla_core.kernels.triton_kernels.layout import pair_rows
 from omega_qvla_core.kernels.triton_kernels.weights import (
-    fold_multiples,
     large_float_weight,
     large_weight,
     small_float_weight,
@@ -84,22 +83,6 @@ def test_triton_gated_product_activates_the_gate(silu, group):
     assert largest_difference(out, gate * up) < 1e-5
 
 
-def test_triton_gated_product_is_rotated_and_coded():
-    weight, codes = random_weight(2 * 128, 128, 64), random_codes(TOKENS, 128)
-    scales, factor = scales_of(2), torch.tensor([1 / 7, 0.8 / 7], device=DEVICE)
-    vector, rotation = random_floats(128, seed=4).abs() + 0.5, hadamard(64, DEVICE)
-    out = torch.zeros(TOKENS, 128, dtype=torch.int8, device=DEVICE)
-    out_scales = torch.zeros(2, TOKENS, device=DEVICE)
-    coded = GatedCodes(out_scales, factor, vector, rotation, 7)
-    small_linear(codes, scales, small_weight(weight, gated=True), out, small_gemm.GATED_CODES, coded=coded)
-    gate, up = expected_product(codes, scales, weight).chunk(2, dim=1)
-    u = (F.gelu(gate, approximate="tanh") * up * vector).view(TOKENS, 2, 64) @ rotation.double()
-    expected_scales = u.abs().amax(dim=2) * factor
-    assert largest_difference(out_scales.t(), expected_scales) < TF32_RELATIVE
-    wrong = (out.view(TOKENS, 2, 64) - (u / expected_scales[..., None]).round().clamp(-8, 7)).abs()
-    assert wrong.max() <= 1 and wrong.mean() < 0.01
-
-
 @pytest.mark.parametrize("head_dim", [16, 64])
 def test_triton_product_turns_queries_and_keys_and_fills_the_cache(head_dim):
     heads, kv = 128 // head_dim, 1
@@ -129,14 +112,11 @@ def test_triton_small_weight_takes_half_a_byte_per_code():
 LARGE = Blocks(tokens=32, out=32, inner=64, warps=4)
 
 
-@pytest.mark.parametrize("case", ["rows", "groups", "int4", "int4 groups", "multiples"])
+@pytest.mark.parametrize("case", ["rows", "groups", "int4", "int4 groups"])
 def test_triton_product_for_many_tokens(case):
     tokens, outputs, columns = 70, 50, 200
     group = columns if case in ("rows", "int4") else 64
     weight, codes = random_weight(outputs, columns, group), random_codes(tokens, columns)
-    if case == "multiples":
-        multiples = torch.randint(1, 16, weight.scales.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-        weight = GroupedWeight(weight.codes, multiples * 2.0**-6, group)
     prepared = large_weight(weight, expand="int4" not in case)
     assert prepared.groups == (4 if "groups" in case else 1)
     scales = scales_of(prepared.groups, tokens)
@@ -148,14 +128,6 @@ def test_triton_product_for_many_tokens(case):
     spread = per_group.t().double().repeat_interleave(group, dim=1)
     expected = (wide.double() * spread)[:, :columns] @ dequantize(weight).double().t()
     assert largest_difference(out, expected) < 1e-6
-
-
-def test_triton_multiples_that_do_not_fit_stay_groups():
-    weight = random_weight(8, 256, 64)
-    assert fold_multiples(weight) is weight
-    folded = fold_multiples(GroupedWeight(weight.codes, torch.tensor([[0.5, 1.0, 1.5, 7.5]]).expand(8, 4), 64))
-    assert folded.scales.shape == (8, 1) and folded.weight_bits == 8
-    assert torch.equal(dequantize(folded)[:, 64:128], weight.codes[:, 64:128].float())
 
 
 @pytest.mark.parametrize("bits", [8, 16], ids=["int8", "floats"])
@@ -177,3 +149,23 @@ def test_triton_many_tokens_with_gate_bias_and_residual(bits):
     large_linear(x, used, one, out, large_gemm.GELU, None, LARGE)
     gate = expected_product(codes, used, half) + bias
     assert largest_difference(out, F.gelu(gate, approximate="tanh")) < 1e-4
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_triton_shares_are_joined_by_the_last_program_and_the_counter_is_left_clean(gated):
+    weight, codes, scales = random_weight(128, 512, 64), random_codes(TOKENS, 512), scales_of(8)
+    prepared = small_weight(weight, gated=gated)
+    joining = Joining(
+        torch.full((Joining.numbers(prepared, TOKENS),), float("nan"), device=DEVICE),
+        torch.zeros(2, dtype=torch.int32, device=DEVICE),
+    )
+    expected = expected_product(codes, scales, weight)
+    if gated:
+        gate, up = expected.chunk(2, dim=1)
+        expected = F.gelu(gate, approximate="tanh") * up
+    epilogue = small_gemm.GATED if gated else small_gemm.STORE
+    for _ in range(2):
+        out = torch.zeros(TOKENS, 64 if gated else 128, device=DEVICE)
+        small_linear(codes, scales, prepared, out, epilogue, joining=joining)
+        assert largest_difference(out, expected) < 1e-5
+        assert not joining.counter.any()

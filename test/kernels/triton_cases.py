@@ -11,8 +11,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Triton's interpreter multiplies no bfloat16.
 FLOAT = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 
-# A GPU may use 10-bit mantissas in the rotation (tf32): codes at a tie and values in bfloat16 may then differ.
-TF32_RELATIVE = 2.0**-10
+# Rounding of a rotation, whose sums are taken in another order.
+ROTATION_RELATIVE = 2.0**-20
 
 
 def generator(seed):

@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from omega_qvla_core.kernels.triton_kernels.numerics import begin
+
 
 @triton.jit
 def _attend(acc0, acc1, peak, total, q0, q1, k0, k1, v0, v1, visible, scale):
@@ -57,7 +59,9 @@ def attention(
     CAUSAL: tl.constexpr,
     SPLIT: tl.constexpr,
     STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    begin(EARLY)
     row_block = tl.program_id(0)
     split = tl.program_id(1)
     head = tl.program_id(2)
@@ -99,7 +103,7 @@ def attention(
             visible = visible & (key[None, :] <= token[:, None])
         acc0, acc1, peak, total = _attend(acc0, acc1, peak, total, q0, q1, k0, k1, v0, v1, visible, scale)
     if SPLIT:
-        share_row = (split * rows_padded + row).to(tl.int64)
+        share_row = (split * rows_padded + token * (QUERY_HEADS * tl.num_programs(2)) + query_head).to(tl.int64)
         place = out_ptr + share_row[:, None] * (2 * HALF_DIM) + halves[None, :]
         tl.store(place, acc0, mask=query_inside)
         tl.store(place + HALF_DIM, acc1, mask=query_inside)

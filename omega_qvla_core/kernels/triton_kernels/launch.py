@@ -17,8 +17,8 @@ MIN_TOKENS = 16
 """Fewest tokens of a block: the narrowest side that every GPU's int8 product takes."""
 MOST_SMALL_TOKENS = 64
 """A weight that more tokens share is read through ``large_gemm``."""
-_PROGRAMS = 128
-"""Programs that fill the GPUs this is for (an H100 has 132 multiprocessors)."""
+_PROGRAMS = 256
+"""Programs that fill the GPUs this is for: two for each of an H100's 132 multiprocessors, to hide latency."""
 _MOST_SHARES = 8
 
 
@@ -32,22 +32,34 @@ def padded_tokens(tokens: int) -> int:
     return round_up(tokens, token_block(tokens))
 
 
-def shares(weight: SmallWeight) -> int:
-    """Shares of K that fill the GPU; each is a whole number of integer sums."""
+def shares(weight: SmallWeight, whole: bool = False) -> int:
+    """Shares of K that fill the GPU; each is a whole number of integer sums.
+
+    Args:
+        weight: The weight.
+        whole: Whether programs own all row tiles of a gated weight, not the gate's only.
+    """
     units = weight.blocks if weight.groups == 1 else weight.groups
-    wanted = max(1, _PROGRAMS // weight.row_tiles)
+    wanted = max(1, _PROGRAMS // (weight.tiles.shape[0] if whole else weight.row_tiles))
     return max(share for share in (1, 2, 4, _MOST_SHARES) if share <= min(wanted, units))
 
 
 @dataclass(frozen=True)
-class GatedCodes:
-    """What ``small_linear`` needs to code a gated product: see ``small_gemm``."""
+class Joining:
+    """Where programs of one tile leave their shares of a product for the last of them to add up.
 
-    scales: Tensor
-    factor: Tensor
-    vector: Tensor
-    rotation: Tensor
-    high: int
+    Attributes:
+        scratch: float32, at least ``numbers(weight, tokens)``.
+        counter: int32, zeros, at least one per tile and block of tokens.
+    """
+
+    scratch: Tensor
+    counter: Tensor
+
+    @staticmethod
+    def numbers(weight: SmallWeight, tokens: int) -> int:
+        """Room in ``scratch`` for a product with that many padded tokens."""
+        return shares(weight) * weight.tiles.shape[0] * BLOCK_OUT * tokens
 
 
 @dataclass(frozen=True)
@@ -77,10 +89,11 @@ def small_linear(
     epilogue: int = small.STORE,
     *,
     silu: bool = False,
-    coded: GatedCodes | None = None,
     turn: Turn | None = None,
+    joining: Joining | None = None,
     stages: int = 4,
     warps: int = 4,
+    early: bool = False,
 ) -> None:
     """``out = x W^T`` for up to a few blocks of tokens.
 
@@ -91,38 +104,37 @@ def small_linear(
         out: ``[T padded, O padded]``; ``[shares, T padded, O padded]`` for PARTIAL; int32 ``[G, ...]`` for SUMS.
         epilogue: See ``small_gemm``.
         silu: Activation of a gated product, else tanh-GELU.
-        coded: For GATED_CODES.
         turn: For ROTARY.
+        joining: To cut K into shares where that fills the GPU; None to let one program have all of K. Not for PARTIAL.
         stages: Loads in flight.
         warps: Per program.
+        early: See ``numerics.begin``.
     """
     tokens = x.shape[0]
     block = token_block(tokens)
     groups, blocks = weight.groups, weight.blocks
+    count = out.shape[0] if epilogue == small.PARTIAL else 1 if joining is None else shares(weight)
     if epilogue == small.SUMS:
         count, unit, units = groups, blocks // groups, 1
     elif groups == 1:
-        count = out.shape[0] if epilogue == small.PARTIAL else 1
         unit, units = triton.cdiv(blocks, count), 1
     else:
-        count = out.shape[0] if epilogue == small.PARTIAL else 1
         unit, units = blocks // groups, triton.cdiv(groups, count)
     scaled = weight.bits != FLOAT_BITS
-    spare = out if coded is None else coded.scales
-    small.small_gemm[(weight.row_tiles, count, tokens // block)](
+    spare = out
+    owned = weight.tiles.shape[0] if epilogue == small.PARTIAL else weight.row_tiles
+    small.small_gemm[(owned, count, tokens // block)](
         x,
         sx if scaled else spare,
         weight.tiles,
         weight.scales if scaled else spare,
         spare if weight.bias is None else weight.bias,
         out,
-        spare,
-        spare if coded is None else coded.factor,
-        spare if coded is None else coded.vector,
-        spare if coded is None else coded.rotation,
         spare if turn is None else turn.cos,
         spare if turn is None else turn.sin,
         spare if turn is None else turn.cache,
+        spare if joining is None else joining.scratch,
+        spare if joining is None else joining.counter,
         tokens,
         out.shape[-1],
         blocks,
@@ -143,11 +155,18 @@ def small_linear(
         EPILOGUE=epilogue,
         HAS_BIAS=weight.bias is not None,
         SILU=silu,
-        HIGH=7 if coded is None else coded.high,
         HALF_DIM=1 if turn is None else turn.cos.shape[1],
+        SHARES=1 if joining is None or epilogue in (small.PARTIAL, small.SUMS) else count,
         STAGES=stages,
+        EARLY=early,
         num_warps=warps,
+        **launch_options(early),
     )
+
+
+def launch_options(early: bool) -> dict[str, bool]:
+    """Options of a launch; see ``numerics.begin``."""
+    return {"launch_pdl": True} if early else {}
 
 
 @dataclass(frozen=True)

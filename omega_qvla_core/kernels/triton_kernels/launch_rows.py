@@ -10,6 +10,7 @@ from torch import Tensor
 
 from omega_qvla_core.kernels.triton_kernels import attention as attention_kernels
 from omega_qvla_core.kernels.triton_kernels import rows
+from omega_qvla_core.kernels.triton_kernels.launch import launch_options
 from omega_qvla_core.kernels.triton_kernels.layout import hadamard, round_up
 
 _LINE = 64
@@ -17,6 +18,11 @@ _FEWEST_LINES = 16
 """Rows of the smallest product that rotates a token."""
 _LONG_ROW = 4096
 """Columns from which a token gets more warps."""
+_GATE_LINES = 16
+"""Lines of 64 columns of one program of ``gate``."""
+_ROW_WARPS = 4
+_LONG_ROW_WARPS = 8
+_MERGE_WARPS = 4
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Coding:
         group: Columns per scale of TOKEN_GROUP: 32, 64 or a multiple of 64.
         high: Largest code.
         factor: float32 ``[1]`` or ``[G]``: clip ratio over the largest code.
-        rotation: float32 ``[64, 64]`` of every whole block, or None.
+        rotate: Whether blocks of 64 columns are rotated by the Hadamard matrix.
         tail: float32 ``[64, 64]`` of the short last block, padded with zeros, or None.
     """
 
@@ -36,27 +42,27 @@ class Coding:
     group: int = _LINE
     high: int = 7
     factor: Tensor | None = None
-    rotation: Tensor | None = None
+    rotate: bool = False
     tail: Tensor | None = None
 
     @property
     def constants(self) -> dict[str, object]:
         """Compile-time arguments of the kernels."""
         return {
-            "ROTATE": self.rotation is not None,
+            "ROTATE": self.rotate,
             "TAIL": self.tail is not None,
             "CODES": self.mode,
             "GROUP": self.group if self.mode == rows.TOKEN_GROUP else _LINE,
             "HIGH": self.high,
         }
 
-    def tensors(self, spare: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotation, tail and factors; ``spare`` stands for what is not there and is not read."""
-        return tuple(spare if one is None else one for one in (self.rotation, self.tail, self.factor))
+    def tensors(self, spare: Tensor) -> tuple[Tensor, Tensor]:
+        """Tail and factors; ``spare`` stands for what is not there and is not read."""
+        return tuple(spare if one is None else one for one in (self.tail, self.factor))
 
 
-def hadamard_coding(width: int, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
-    """Rotation and tail for Hadamard blocks of 64 of a row; a short last block needs a power of two.
+def hadamard_tail(width: int, device: torch.device | str) -> Tensor | None:
+    """Matrix of the short last Hadamard block of a row, which needs a power of two; None if there is none.
 
     Raises:
         ValueError: The last block is not a power of two wide, so that there is no Sylvester matrix for it.
@@ -64,12 +70,11 @@ def hadamard_coding(width: int, device: torch.device | str) -> tuple[Tensor, Ten
     rest = width % _LINE
     if rest & (rest - 1):
         raise ValueError(f"width {width} leaves a last block of {rest} columns, which is not a power of two")
-    tail = None
-    if rest:
-        tail = torch.zeros(_LINE, _LINE)
-        tail[:rest, :rest] = hadamard(rest)
-        tail = tail.to(device)
-    return hadamard(_LINE, device), tail
+    if not rest:
+        return None
+    tail = torch.zeros(_LINE, _LINE)
+    tail[:rest, :rest] = hadamard(rest)
+    return tail.to(device)
 
 
 def norm(
@@ -86,6 +91,7 @@ def norm(
     gate: Tensor | None = None,
     tokens: int | None = None,
     width: int | None = None,
+    early: bool = False,
 ) -> None:
     """See ``rows.norm_rows``.
 
@@ -102,6 +108,7 @@ def norm(
         gate: float32 ``[K]`` or None.
         tokens: Rows of ``x`` that count; all if None.
         width: K, where ``x`` is padded.
+        early: See ``numerics.begin``.
     """
     width = x.shape[1] if width is None else width
     spare = out if scales is None else scales
@@ -128,7 +135,9 @@ def norm(
         HAS_MUL=mul is not None,
         HAS_ADD=add is not None,
         **coding.constants,
-        num_warps=8 if width >= _LONG_ROW else 4,
+        EARLY=early,
+        num_warps=_LONG_ROW_WARPS if width >= _LONG_ROW else _ROW_WARPS,
+        **launch_options(early),
     )
 
 
@@ -160,10 +169,33 @@ class Shares:
 
 
 def merge(shares: Shares, out: Tensor, scales: Tensor | None, coding: Coding, tokens: int, heads: int,
-          mul: Tensor | None = None) -> None:  # fmt: skip
+          mul: Tensor | None = None, early: bool = False) -> None:  # fmt: skip
     """See ``rows.merge_rows``: ``[T, heads * head_dim]`` of all shares, coded as ``norm`` does."""
     splits, rows_padded, head_dim = shares.mixed.shape
     width, spare = heads * head_dim, out if scales is None else scales
+    if head_dim % _LINE == 0 and coding.mode != rows.TOKEN and coding.group <= head_dim:
+        rows.merge_heads[(tokens, heads)](
+            shares.mixed,
+            shares.peak,
+            shares.total,
+            spare if mul is None else mul,
+            spare if coding.factor is None else coding.factor,
+            out,
+            spare,
+            rows_padded,
+            spare.stride(0),
+            out.stride(0),
+            HEADS=heads,
+            HEAD_DIM=head_dim,
+            SPLITS=splits,
+            BLOCKS=lines(head_dim),
+            HAS_MUL=mul is not None,
+            **coding.constants,
+            EARLY=early,
+            num_warps=_MERGE_WARPS,
+            **launch_options(early),
+        )
+        return
     rows.merge_rows[(tokens,)](
         shares.mixed,
         shares.peak,
@@ -182,7 +214,47 @@ def merge(shares: Shares, out: Tensor, scales: Tensor | None, coding: Coding, to
         BLOCKS=lines(width),
         HAS_MUL=mul is not None,
         **coding.constants,
-        num_warps=4,
+        EARLY=early,
+        num_warps=_MERGE_WARPS,
+        **launch_options(early),
+    )
+
+
+def gate(
+    parts: Tensor,
+    out: Tensor,
+    scales: Tensor | None,
+    coding: Coding,
+    tokens: int,
+    width: int,
+    up_column: int,
+    *,
+    silu: bool = False,
+    mul: Tensor | None = None,
+    early: bool = False,
+) -> None:
+    """See ``rows.gate_rows``: shares float32 ``[S, T padded, 2 * K padded]`` to ``[T, K]``, coded as ``norm`` does."""
+    spare = out if scales is None else scales
+    rows.gate_rows[(tokens, triton.cdiv(width, _GATE_LINES * _LINE))](
+        parts,
+        spare if mul is None else mul,
+        spare if coding.factor is None else coding.factor,
+        out,
+        spare,
+        parts.shape[1],
+        parts.shape[2],
+        spare.stride(0),
+        width,
+        out.stride(0),
+        up_column,
+        BLOCKS=_GATE_LINES,
+        PARTS=parts.shape[0],
+        SILU=silu,
+        HAS_MUL=mul is not None,
+        **coding.constants,
+        EARLY=early,
+        num_warps=_ROW_WARPS,
+        **launch_options(early),
     )
 
 
@@ -222,6 +294,7 @@ def attend(
     block_keys: int = 64,
     warps: int = 4,
     stages: int = 2,
+    early: bool = False,
 ) -> None:
     """See ``attention.attention``.
 
@@ -230,7 +303,7 @@ def attend(
         k: ``[keys, ...]`` starting at the first key head.
         v: ``[keys, ...]`` starting at the first value head.
         keys: int32 ``[1]``: keys that are there.
-        out: ``[T, heads * dim]``, or buffers of as many shares as they have room for (one key head only).
+        out: ``[T, heads * dim]``, or buffers of as many shares as they have room for.
         heads: Sizes.
         tokens: T.
         suffix_start: Row of ``k`` and ``v`` where the tokens' own keys start, which make the last share; None if they
@@ -241,6 +314,7 @@ def attend(
         block_keys: Keys at a time.
         warps: Per program.
         stages: Loads in flight.
+        early: See ``numerics.begin``.
     """
     split = isinstance(out, Shares)
     count = out.mixed.shape[0] if split else 1
@@ -276,7 +350,9 @@ def attend(
         CAUSAL=causal,
         SPLIT=split,
         STAGES=stages,
+        EARLY=early,
         num_warps=warps,
+        **launch_options(early),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -21,3 +22,29 @@ def silu(x):
 def gelu_tanh(x):
     """tanh-GELU: ``x * sigmoid(2 z)`` with ``z = sqrt(2 / pi) (x + 0.044715 x^3)``, which equals its tanh form."""
     return x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+
+
+@triton.jit
+def rotate_lines(v, LINES: tl.constexpr):
+    """``v H`` of float32 ``[LINES, 64]``, H the orthogonal Hadamard matrix in Sylvester's order.
+
+    Six butterflies of sums and differences in registers: fewer instructions than a product, and no rounding of ``v``.
+    """
+    x = tl.reshape(v, (LINES, 2, 2, 2, 2, 2, 2))
+    for stage in tl.static_range(6):
+        both = tl.sum(x, axis=stage + 1, keep_dims=True)
+        second = tl.reshape((tl.arange(0, 64) // (2 ** (5 - stage))) % 2, (1, 2, 2, 2, 2, 2, 2))
+        # The first of a pair becomes the sum, the second the first minus the second.
+        x = tl.where(second == 0, both, both - 2.0 * x)
+    return tl.reshape(x, (LINES, 64)) * 0.125
+
+
+@triton.jit
+def begin(EARLY: tl.constexpr):
+    """With EARLY the next kernel may be launched while this one runs, and this one waits for the one before it.
+
+    Programmatic dependent launch, from compute capability 9.0: it hides the time between two kernels.
+    """
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()

@@ -1,8 +1,8 @@
 """What happens to one token between two products: residual, norm, rotation, codes; one program per token.
 
 A row of K columns lies in registers as ``[BLOCKS, 64]``: a line is one rotation block and, for a scale per token and
-64 columns, one scale's values. The rotation is one product of that tile with a 64 x 64 matrix (Hadamard; the short last
-block of a width that 64 does not divide has a matrix of its own). Smoothing and the norm's own weight are folded into
+64 columns, one scale's values. The rotation is Hadamard's; the short last
+block of a width that 64 does not divide has a matrix of its own. Smoothing and the norm's own weight are folded into
 the factors ``mul`` and ``add`` before the kernel runs.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from omega_qvla_core.kernels.triton_kernels.numerics import round_half_even
+from omega_qvla_core.kernels.triton_kernels.numerics import begin, gelu_tanh, rotate_lines, round_half_even, silu
 
 NO_NORM, RMS_NORM, LAYER_NORM = 0, 1, 2
 FLOATS, TOKEN, TOKEN_GROUP = 0, 1, 2
@@ -22,7 +22,6 @@ def emit_row(
     v,
     columns,
     token,
-    rotation_ptr,
     tail_ptr,
     factor_ptr,
     out_ptr,
@@ -40,12 +39,12 @@ def emit_row(
     """Rotate ``v`` [BLOCKS, 64] and write it as bfloat16, or as codes with their scales."""
     inside = columns < width
     if ROTATE:
-        side = tl.arange(0, 64)
-        matrix = side[:, None] * 64 + side[None, :]
-        rotated = tl.dot(v, tl.load(rotation_ptr + matrix), input_precision="tf32")
+        rotated = rotate_lines(v, BLOCKS)
         if TAIL:
+            side = tl.arange(0, 64)
+            matrix = side[:, None] * 64 + side[None, :]
             last = tl.arange(0, BLOCKS)[:, None] == width // 64
-            rotated = tl.where(last, tl.dot(v, tl.load(tail_ptr + matrix), input_precision="tf32"), rotated)
+            rotated = tl.where(last, tl.dot(v, tl.load(tail_ptr + matrix), input_precision="ieee"), rotated)
         v = rotated
     if CODES == 0:
         tl.store(out_ptr + token.to(tl.int64) * out_stride + columns, v.to(out_ptr.dtype.element_ty), mask=inside)
@@ -80,7 +79,6 @@ def norm_rows(
     gate_ptr,  # float32 [K]: multiplies that product
     mul_ptr,  # float32 [K]
     add_ptr,  # float32 [K]
-    rotation_ptr,
     tail_ptr,
     factor_ptr,
     out_ptr,  # codes int8 or bfloat16 [T, out_stride]
@@ -103,8 +101,10 @@ def norm_rows(
     CODES: tl.constexpr,
     GROUP: tl.constexpr,
     HIGH: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """``x += gate * sum(parts)``, then ``norm(x) * mul + add``, rotated and coded. Without norm: ``x * mul + add``."""
+    begin(EARLY)
     token = tl.program_id(0)
     columns = tl.arange(0, BLOCKS)[:, None] * 64 + tl.arange(0, 64)[None, :]
     inside = columns < width
@@ -130,7 +130,7 @@ def norm_rows(
     if HAS_ADD:
         v = v + tl.load(add_ptr + columns, mask=inside, other=0.0)
     emit_row(
-        v, columns, token, rotation_ptr, tail_ptr, factor_ptr, out_ptr, scale_ptr, scale_stride, width, out_stride,
+        v, columns, token, tail_ptr, factor_ptr, out_ptr, scale_ptr, scale_stride, width, out_stride,
         BLOCKS, ROTATE, TAIL, CODES, GROUP, HIGH,
     )  # fmt: skip
 
@@ -141,7 +141,6 @@ def merge_rows(
     peak_ptr,  # float32 [SPLITS, rows padded]
     total_ptr,  # float32 [SPLITS, rows padded]
     mul_ptr,
-    rotation_ptr,
     tail_ptr,
     factor_ptr,
     out_ptr,
@@ -160,29 +159,138 @@ def merge_rows(
     CODES: tl.constexpr,
     GROUP: tl.constexpr,
     HIGH: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """Join the shares of split attention, token by token (row = token * HEADS + head; HEAD_DIM a multiple of 64)."""
+    """Join the shares of split attention, token by token (row = token * HEADS + head), and code the result."""
+    begin(EARLY)
     token = tl.program_id(0)
     line = tl.arange(0, BLOCKS)
     columns = line[:, None] * 64 + tl.arange(0, 64)[None, :]
     inside = columns < width
-    line_inside = line * 64 < width
-    row = token * HEADS + line * 64 // HEAD_DIM
-    peak = tl.zeros((BLOCKS,), dtype=tl.float32) - float("inf")
+    if HEAD_DIM % 64 == 0:
+        # A line lies in one head, and has one peak and one total.
+        row = (token * HEADS + line * 64 // HEAD_DIM)[:, None]
+        row_inside = (line * 64 < width)[:, None]
+    else:
+        row = token * HEADS + columns // HEAD_DIM
+        row_inside = inside
+    peak = tl.zeros_like(row).to(tl.float32) - float("inf")
     for split in tl.static_range(SPLITS):
-        peak = tl.maximum(peak, tl.load(peak_ptr + split * rows_padded + row, mask=line_inside, other=0.0))
-    total = tl.zeros((BLOCKS,), dtype=tl.float32)
+        peak = tl.maximum(peak, tl.load(peak_ptr + split * rows_padded + row, mask=row_inside, other=0.0))
+    total = tl.zeros_like(peak)
     mixed = tl.zeros((BLOCKS, 64), dtype=tl.float32)
     for split in tl.static_range(SPLITS):
         share_row = split * rows_padded + row
-        weight = tl.exp(tl.load(peak_ptr + share_row, mask=line_inside, other=0.0) - peak)
-        total += weight * tl.load(total_ptr + share_row, mask=line_inside, other=1.0)
-        place = parts_ptr + share_row.to(tl.int64)[:, None] * HEAD_DIM + columns % HEAD_DIM
-        mixed += weight[:, None] * tl.load(place, mask=inside, other=0.0)
-    v = mixed / total[:, None]
+        weight = tl.exp(tl.load(peak_ptr + share_row, mask=row_inside, other=0.0) - peak)
+        total += weight * tl.load(total_ptr + share_row, mask=row_inside, other=1.0)
+        place = parts_ptr + share_row.to(tl.int64) * HEAD_DIM + columns % HEAD_DIM
+        mixed += weight * tl.load(place, mask=inside, other=0.0)
+    v = mixed / total
     if HAS_MUL:
         v = v * tl.load(mul_ptr + columns, mask=inside, other=0.0)
     emit_row(
-        v, columns, token, rotation_ptr, tail_ptr, factor_ptr, out_ptr, scale_ptr, scale_stride, width, out_stride,
+        v, columns, token, tail_ptr, factor_ptr, out_ptr, scale_ptr, scale_stride, width, out_stride,
         BLOCKS, ROTATE, TAIL, CODES, GROUP, HIGH,
+    )  # fmt: skip
+
+
+@triton.jit
+def merge_heads(
+    parts_ptr,  # as merge_rows
+    peak_ptr,
+    total_ptr,
+    mul_ptr,
+    factor_ptr,
+    out_ptr,
+    scale_ptr,
+    rows_padded,
+    scale_stride,
+    out_stride,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    HAS_MUL: tl.constexpr,
+    ROTATE: tl.constexpr,
+    TAIL: tl.constexpr,
+    CODES: tl.constexpr,
+    GROUP: tl.constexpr,
+    HIGH: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """``merge_rows`` with a program per token and head, where no scale spans heads: not for CODES 1, and no tail."""
+    begin(EARLY)
+    token = tl.program_id(0)
+    head = tl.program_id(1)
+    columns = tl.arange(0, BLOCKS)[:, None] * 64 + tl.arange(0, 64)[None, :]
+    inside = columns < HEAD_DIM
+    row = token * HEADS + head
+    peak = tl.load(peak_ptr + row)
+    for split in tl.static_range(1, SPLITS):
+        peak = tl.maximum(peak, tl.load(peak_ptr + split * rows_padded + row))
+    total = 0.0
+    mixed = tl.zeros((BLOCKS, 64), dtype=tl.float32)
+    for split in tl.static_range(SPLITS):
+        share_row = split * rows_padded + row
+        weight = tl.exp(tl.load(peak_ptr + share_row) - peak)
+        total += weight * tl.load(total_ptr + share_row)
+        place = parts_ptr + share_row.to(tl.int64) * HEAD_DIM + columns
+        mixed += weight * tl.load(place, mask=inside, other=0.0)
+    v = mixed / total
+    first = head * HEAD_DIM
+    if HAS_MUL:
+        v = v * tl.load(mul_ptr + first + columns, mask=inside, other=0.0)
+    group = first // GROUP
+    emit_row(
+        v, columns, token, mul_ptr, factor_ptr + group, out_ptr + first, scale_ptr + group * scale_stride, scale_stride,
+        HEAD_DIM, out_stride, BLOCKS, ROTATE, TAIL, CODES, GROUP, HIGH,
+    )  # fmt: skip
+
+
+@triton.jit
+def gate_rows(
+    parts_ptr,  # float32 [PARTS, T padded, parts_stride]: columns of the gate, then of the up projection
+    mul_ptr,  # float32 [K]
+    factor_ptr,
+    out_ptr,  # codes int8, or numbers, [T, out_stride]
+    scale_ptr,
+    tokens_padded,
+    parts_stride,
+    scale_stride,
+    width,
+    out_stride,
+    up_column,  # column of the parts where the up projection starts
+    BLOCKS: tl.constexpr,
+    PARTS: tl.constexpr,
+    SILU: tl.constexpr,
+    HAS_MUL: tl.constexpr,
+    ROTATE: tl.constexpr,
+    TAIL: tl.constexpr,
+    CODES: tl.constexpr,
+    GROUP: tl.constexpr,
+    HIGH: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """Add up the shares of a gated product, activate, rotate and code; a program per token and BLOCKS lines.
+
+    No scale spans programs: not for CODES 1, and no tail.
+    """
+    begin(EARLY)
+    token = tl.program_id(0)
+    first = tl.program_id(1) * (BLOCKS * 64)
+    columns = tl.arange(0, BLOCKS)[:, None] * 64 + tl.arange(0, 64)[None, :]
+    inside = first + columns < width
+    gate = tl.zeros((BLOCKS, 64), dtype=tl.float32)
+    up = tl.zeros((BLOCKS, 64), dtype=tl.float32)
+    for part in tl.static_range(PARTS):
+        place = parts_ptr + (part * tokens_padded + token).to(tl.int64) * parts_stride + first + columns
+        gate += tl.load(place, mask=inside, other=0.0)
+        up += tl.load(place + up_column, mask=inside, other=0.0)
+    v = (silu(gate) if SILU else gelu_tanh(gate)) * up
+    if HAS_MUL:
+        v = v * tl.load(mul_ptr + first + columns, mask=inside, other=0.0)
+    group = first // GROUP
+    emit_row(
+        v, columns, token, mul_ptr, factor_ptr + group, out_ptr + first, scale_ptr + group * scale_stride, scale_stride,
+        width - first, out_stride, BLOCKS, ROTATE, TAIL, CODES, GROUP, HIGH,
     )  # fmt: skip

@@ -6,10 +6,10 @@ Hopper product, so that int4 never becomes int8 in memory. Sums are exact 32-bit
 scales of token and group, row and group multiply the sum in float32, groups in ascending order.
 
 What happens to the product is the epilogue: ``STORE`` writes ``[T, O]``; ``PARTIAL`` writes one float32 ``[T, O]`` per
-share of K, which the next kernel adds up in a fixed order (no atomics: the same input gives the same bits);
-``GATED`` has two weights (gate and up) and writes the activated product; ``GATED_CODES`` also rotates and codes it, per
-token and 64 columns; ``SUMS`` writes the integers themselves, ``[groups, T, O]``; ``ROTARY`` turns queries and keys to
-their positions: rows 2 p and 2 p + 1 of the weight are the columns that rotary positions pair (see ``pair_rows``), and
+share of K, which the next kernel adds up; else the program of a tile that finishes last does. Both add in a fixed
+order, so that the same input gives the same bits. ``GATED`` has two weights (gate and up) and writes the activated
+product; ``SUMS`` writes the integers themselves, ``[groups, T, O]``; ``ROTARY`` turns queries and keys to their
+positions: rows 2 p and 2 p + 1 of the weight are the columns that rotary positions pair (see ``pair_rows``), and
 keys and values go straight to their place in the cache.
 """
 
@@ -18,9 +18,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from omega_qvla_core.kernels.triton_kernels.numerics import gelu_tanh, round_half_even, silu
+from omega_qvla_core.kernels.triton_kernels.numerics import begin, gelu_tanh, silu
 
-STORE, PARTIAL, GATED, GATED_CODES, SUMS, ROTARY = 0, 1, 2, 3, 4, 5
+STORE, PARTIAL, GATED, SUMS, ROTARY = 0, 1, 2, 3, 4
 
 
 @triton.jit
@@ -42,20 +42,56 @@ def _products(acc, weights, x_ptr, tokens, block, x_stride, BLOCK_IN: tl.constex
 
 
 @triton.jit
+def _finish(
+    y, y_up, tile, share, tokens, bias_ptr, out_ptr, cos_ptr,
+    sin_ptr, kv_ptr, tokens_padded, outputs, query_width, turned_width, kv_stride, BLOCK_OUT: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, EPILOGUE: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
+    HALF_DIM: tl.constexpr,
+):  # fmt: skip
+    """The epilogue: what is done with a finished tile ``[BLOCK_OUT, BLOCK_TOKENS]``."""
+    columns = tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + columns)[:, None] * (1.0 if share == 0 else 0.0)
+    if EPILOGUE == 2:
+        y = (silu(y) if SILU else gelu_tanh(y)) * y_up
+    if EPILOGUE == 4:
+        pair = tile * (BLOCK_OUT // 2) + tl.arange(0, BLOCK_OUT // 2)
+        first = (pair // HALF_DIM) * (2 * HALF_DIM) + pair % HALF_DIM
+        a, b = tl.split(tl.permute(tl.reshape(y, (BLOCK_OUT // 2, 2, BLOCK_TOKENS)), (0, 2, 1)))
+        angle = tokens[None, :] * HALF_DIM + (pair % HALF_DIM)[:, None]
+        turned = (first < turned_width)[:, None] & (tokens >= 0)[None, :]
+        cos = tl.load(cos_ptr + angle, mask=turned, other=1.0)
+        sin = tl.load(sin_ptr + angle, mask=turned, other=0.0)
+        low = a * cos - b * sin
+        high = b * cos + a * sin
+        query = tile * BLOCK_OUT < query_width
+        kind = out_ptr.dtype.element_ty
+        place = out_ptr + tokens[None, :] * outputs + first[:, None]
+        written = query & (tokens >= 0)[None, :] & (first >= 0)[:, None]
+        tl.store(place, low.to(kind), mask=written)
+        tl.store(place + HALF_DIM, high.to(kind), mask=written)
+        place = kv_ptr + tokens.to(tl.int64)[None, :] * kv_stride + (first - query_width)[:, None]
+        written = (first - query_width < kv_stride)[:, None] & (tokens >= 0)[None, :] & (not query)
+        tl.store(place, low.to(kind), mask=written)
+        tl.store(place + HALF_DIM, high.to(kind), mask=written)
+    elif EPILOGUE != 3:
+        place = out_ptr + (share * tokens_padded + tokens[None, :]) * outputs + columns[:, None]
+        tl.store(place, y.to(out_ptr.dtype.element_ty))
+
+
+@triton.jit
 def small_gemm(
     x_ptr,  # codes int8 (or bfloat16) [T, K]
     sx_ptr,  # float32 [G or 1, T]
     w_ptr,  # tiles, see layout.py
     sw_ptr,  # float32 [O / BLOCK_OUT, G, BLOCK_OUT]
     bias_ptr,  # float32 [O]
-    out_ptr,  # [T, O], or float32 [shares, T, O], or codes int8 [T, O]
-    out_scale_ptr,  # float32 [O / 64, T], of GATED_CODES
-    factor_ptr,  # float32 [O / 64]: clip ratio over largest code, of GATED_CODES
-    vector_ptr,  # float32 [O]: multiplies the activated product, of GATED_CODES
-    rotation_ptr,  # float32 [64, 64], of GATED_CODES
+    out_ptr,  # [T, O], or float32 [shares, T, O], or
     cos_ptr,  # float32 [T, HALF_DIM], of ROTARY
     sin_ptr,
     kv_ptr,  # [T, kv_stride]: keys, then values, of ROTARY
+    scratch_ptr,  # float32 [tiles, token blocks, SHARES, 1 or 2 (gated), BLOCK_OUT, BLOCK_TOKENS]
+    counter_ptr,  # int32 [tiles, token blocks], zeros before and after
     tokens_padded,
     outputs,  # row stride of out
     blocks,  # tiles along K
@@ -76,10 +112,12 @@ def small_gemm(
     EPILOGUE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SILU: tl.constexpr,
-    HIGH: tl.constexpr,  # largest code, of GATED_CODES
     HALF_DIM: tl.constexpr,  # half a head, of ROTARY
+    SHARES: tl.constexpr,  # shares of K that are joined here; 1 for PARTIAL, whose shares the next kernel joins
     STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    begin(EARLY)
     tile = tl.program_id(0)
     share = tl.program_id(1)
     token_block = tl.program_id(2)
@@ -90,13 +128,13 @@ def small_gemm(
     tile_size: tl.constexpr = BLOCK_OUT * row_bytes
     integer: tl.constexpr = BITS <= 8
     kind: tl.constexpr = tl.int32 if integer else tl.float32
-    gated: tl.constexpr = EPILOGUE == 2 or EPILOGUE == 3
+    gated: tl.constexpr = EPILOGUE == 2
     y = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=tl.float32)
     y_up = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=tl.float32)
     w_tile = w_ptr + tile.to(tl.int64) * blocks * tile_size
-    up_offset = gate_tiles.to(tl.int64) * blocks * tile_size
+    up_offset = gate_tiles * blocks * tile_size
     first = share * UNITS
-    if UNIT == 1 and EPILOGUE != 4:
+    if UNIT == 1 and SCALED and EPILOGUE != 3:
         # One tile per integer sum: a flat loop, which the compiler pipelines.
         for unit in tl.range(first, tl.minimum(first + UNITS, blocks), num_stages=STAGES):
             zero = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=kind)
@@ -110,7 +148,7 @@ def small_gemm(
                 up_scale = tl.load(scale_place + gate_tiles * GROUPS * BLOCK_OUT)
                 y_up += acc.to(tl.float32) * sx[None, :] * up_scale[:, None]
     else:
-        for unit in range(first, first + UNITS):
+        for unit in range(first, tl.minimum(first + UNITS, tl.cdiv(blocks, UNIT))):
             acc = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=kind)
             acc_up = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=kind)
             for block in tl.range(unit * UNIT, tl.minimum(unit * UNIT + UNIT, blocks), num_stages=STAGES):
@@ -119,7 +157,7 @@ def small_gemm(
                 if gated:
                     up = tl.load(place + up_offset)
                     acc_up = _products(acc_up, up, x_ptr, tokens, block, x_stride, BLOCK_IN, BITS)
-            if EPILOGUE == 4:
+            if EPILOGUE == 3:
                 place = (unit * tokens_padded + tokens)[None, :] * outputs + (tile * BLOCK_OUT + rows)[:, None]
                 tl.store(out_ptr + place, acc)
             elif SCALED:
@@ -133,44 +171,31 @@ def small_gemm(
                 y += acc.to(tl.float32)
                 if gated:
                     y_up += acc_up.to(tl.float32)
-    columns = tile * BLOCK_OUT + rows
-    if HAS_BIAS:  # noqa: SIM102 (one condition is compiled away, the other is not)
-        if share == 0:
-            y += tl.load(bias_ptr + columns)[:, None]
-    if gated:
-        y = (silu(y) if SILU else gelu_tanh(y)) * y_up
-    if EPILOGUE == 3:
-        y = y * tl.load(vector_ptr + columns)[:, None]
-        side = tl.arange(0, 64)
-        # u^T = R^T h^T, one block of 64 columns.
-        rotation = tl.load(rotation_ptr + side[None, :] * 64 + side[:, None])
-        u = tl.dot(rotation, y, input_precision="tf32")
-        peak = tl.max(tl.abs(u), axis=0)
-        scale = tl.maximum(peak * tl.load(factor_ptr + tile), 1e-12)
-        codes = tl.minimum(tl.maximum(round_half_even(u * (1.0 / scale)[None, :]), -HIGH - 1.0), HIGH * 1.0)
-        tl.store(out_ptr + tokens[None, :] * outputs + columns[:, None], codes.to(tl.int8))
-        # A value that is not finite must show: it makes the token's scale not a number.
-        tl.store(out_scale_ptr + tile * tokens_padded + tokens, scale + tl.sum(u * 0.0, axis=0))
-    elif EPILOGUE == 5:
-        pair = tile * (BLOCK_OUT // 2) + tl.arange(0, BLOCK_OUT // 2)
-        first = (pair // HALF_DIM) * (2 * HALF_DIM) + pair % HALF_DIM
-        a, b = tl.split(tl.permute(tl.reshape(y, (BLOCK_OUT // 2, 2, BLOCK_TOKENS)), (0, 2, 1)))
-        angle = tokens[None, :] * HALF_DIM + (pair % HALF_DIM)[:, None]
-        turned = (first < turned_width)[:, None] & (tokens >= 0)[None, :]
-        cos = tl.load(cos_ptr + angle, mask=turned, other=1.0)
-        sin = tl.load(sin_ptr + angle, mask=turned, other=0.0)
-        low = a * cos - b * sin
-        high = b * cos + a * sin
-        query = tile * BLOCK_OUT < query_width
-        kind = out_ptr.dtype.element_ty
-        place = out_ptr + tokens[None, :] * outputs + first[:, None]
-        written = query & (tokens >= 0)[None, :] & (first >= 0)[:, None]
-        tl.store(place, low.to(kind), mask=written)
-        tl.store(place + HALF_DIM, high.to(kind), mask=written)
-        place = kv_ptr + tokens.to(tl.int64)[None, :] * kv_stride + (first - query_width)[:, None]
-        written = (first - query_width < kv_stride)[:, None] & (tokens >= 0)[None, :] & (not query)
-        tl.store(place, low.to(kind), mask=written)
-        tl.store(place + HALF_DIM, high.to(kind), mask=written)
-    elif EPILOGUE != 4:
-        place = out_ptr + (share.to(tl.int64) * tokens_padded + tokens[None, :]) * outputs + columns[:, None]
-        tl.store(place, y.to(out_ptr.dtype.element_ty))
+    if SHARES == 1:
+        _finish(
+            y, y_up, tile, share, tokens, bias_ptr, out_ptr, cos_ptr, sin_ptr, kv_ptr, tokens_padded, outputs,
+            query_width, turned_width, kv_stride, BLOCK_OUT, BLOCK_TOKENS, EPILOGUE, HAS_BIAS, SILU, HALF_DIM,
+        )  # fmt: skip
+    else:
+        size: tl.constexpr = BLOCK_OUT * BLOCK_TOKENS
+        sums: tl.constexpr = 2 if gated else 1
+        owner = tile * tl.num_programs(2) + token_block
+        inner = rows[:, None] * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)[None, :]
+        place = scratch_ptr + (owner * SHARES * sums).to(tl.int64) * size + inner
+        tl.store(place + share * sums * size, y)
+        if gated:
+            tl.store(place + (share * sums + 1) * size, y_up)
+        # All of this program's numbers are out before it counts itself; the last one to count sees everybody's.
+        tl.debug_barrier()
+        if tl.atomic_add(counter_ptr + owner, 1, sem="acq_rel") == SHARES - 1:
+            y = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=tl.float32)
+            y_up = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=tl.float32)
+            for other in tl.static_range(SHARES):
+                y += tl.load(place + other * sums * size, cache_modifier=".cg")
+                if gated:
+                    y_up += tl.load(place + (other * sums + 1) * size, cache_modifier=".cg")
+            tl.store(counter_ptr + owner, 0)
+            _finish(
+                y, y_up, tile, 0, tokens, bias_ptr, out_ptr, cos_ptr, sin_ptr, kv_ptr, tokens_padded, outputs,
+                query_width, turned_width, kv_stride, BLOCK_OUT, BLOCK_TOKENS, EPILOGUE, HAS_BIAS, SILU, HALF_DIM,
+            )  # fmt: skip

@@ -11,6 +11,10 @@ from omega_qvla_core.kernels.triton_kernels.launch import Blocks
 SHARED_BYTES = {(8, 0): 166912, (8, 6): 101376, (8, 9): 101376, (9, 0): 232448, (12, 0): 101376}
 _LEAST_SHARED_BYTES = 101376
 _ROOMY_BYTES = 160 * 1024
+# An H100 has 132 multiprocessors.
+_WAVE = 132
+_FEWEST_BLOCKS = 100
+_SHORT_COLUMNS = 1536
 
 
 @dataclass(frozen=True)
@@ -28,17 +32,22 @@ class Tuning:
     """Block sizes of an engine.
 
     Attributes:
-        wide: Products for many tokens with wide outputs.
-        narrow: The same with few outputs, where smaller blocks fill the GPU.
-        gated: Gated products for many tokens.
-        floats: Like ``wide``, for bfloat16.
-        floats_gated: Like ``gated``, for bfloat16.
+        wide: int8 products for many tokens, where blocks of 128 x 128 would be more than one wave.
+        even: The same where they are about one wave.
+        short: The same with short rows of the weight.
+        narrow: The same where they would leave much of the GPU idle.
+        gated: Gated int8 products.
+        floats: bfloat16 products with bias and residual; cuBLAS does the others.
+        floats_gated: Gated bfloat16 products.
         attention: Of many tokens.
         shared_attention: Of few tokens, keys in shares.
         small_stages: Loads in flight of products for few tokens.
+        early: Whether kernels for few tokens start before the one before them has ended; see ``numerics.begin``.
     """
 
     wide: Blocks
+    even: Blocks
+    short: Blocks
     narrow: Blocks
     gated: Blocks
     floats: Blocks
@@ -46,19 +55,34 @@ class Tuning:
     attention: AttentionBlocks
     shared_attention: AttentionBlocks
     small_stages: int = 4
+    early: bool = False
+
+    def int8(self, tokens: int, outputs: int, columns: int) -> Blocks:
+        """Of an int8 product for many tokens, by its sizes."""
+        blocks = -(-tokens // 128) * -(-outputs // 128)
+        if blocks < _FEWEST_BLOCKS:
+            return self.narrow
+        if blocks <= _WAVE:
+            return self.even
+        return self.short if columns <= _SHORT_COLUMNS else self.wide
 
 
 _ROOMY = Tuning(
-    wide=Blocks(128, 256, 128, 8, 3),
-    narrow=Blocks(128, 128, 128, 8, 4),
-    gated=Blocks(128, 128, 128, 8, 3),
-    floats=Blocks(128, 256, 64, 8, 3),
-    floats_gated=Blocks(128, 128, 64, 8, 3),
-    attention=AttentionBlocks(128, 64, 8, 2),
+    wide=Blocks(128, 256, 128, 8, 4),
+    even=Blocks(128, 128, 128, 8, 4),
+    short=Blocks(128, 128, 64, 4, 5),
+    narrow=Blocks(64, 64, 128, 4, 5),
+    gated=Blocks(128, 128, 128, 8, 4),
+    floats=Blocks(64, 128, 64, 4, 4),
+    floats_gated=Blocks(128, 128, 64, 8, 4),
+    attention=AttentionBlocks(64, 32, 4, 3),
     shared_attention=AttentionBlocks(64, 64, 4, 2),
+    early=True,
 )
 _TIGHT = Tuning(
     wide=Blocks(128, 128, 64, 8, 3),
+    even=Blocks(128, 128, 64, 8, 3),
+    short=Blocks(128, 128, 64, 8, 3),
     narrow=Blocks(64, 64, 128, 4, 3),
     gated=Blocks(64, 64, 64, 4, 3),
     floats=Blocks(64, 128, 32, 4, 3),

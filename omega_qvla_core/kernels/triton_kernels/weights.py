@@ -24,10 +24,6 @@ _LONG_BLOCK = 128
 """Columns of a tile where no group is shorter: fewer, longer loads."""
 _ROW_MULTIPLE = 256
 """Rows of a weight for many tokens are padded to this, the widest block of ``large_gemm``."""
-_WIDEST_CODE = 127
-"""Largest code that an int8 product takes."""
-_LARGEST_DIVISOR = 15
-"""Multiples from 1 to 15 of a 4-bit code fit into int8."""
 
 
 @dataclass(frozen=True)
@@ -146,21 +142,17 @@ def large_weight(
 ) -> LargeWeight:
     """Codes in rows.
 
-    Group scales that are whole multiples of one scale per row are multiplied into the codes where that fits int8, so
-    that all of K is one integer sum (the sum of codes times multiples is exactly what the groups stand for).
-
     Args:
         weight: As the quantizer hands it over.
         bias: float ``[O]``.
         gated: The first half of the rows is the gate, the second the up projection.
         expand: Store 4-bit codes as int8: twice the memory, nothing to unpack where the product is bound by arithmetic.
     """
-    folded = fold_multiples(weight)
-    codes, scales, group = _spread_groups(folded, BLOCK_OUT)
+    codes, scales, group = _spread_groups(weight, BLOCK_OUT)
     if group == codes.shape[1]:
         codes = F.pad(codes, (0, -codes.shape[1] % _LONG_BLOCK))
         group = codes.shape[1]
-    wide = expand or folded.weight_bits > 4
+    wide = expand or weight.weight_bits > 4
     halves = list(zip(codes.chunk(2), scales.chunk(2))) if gated else [(codes, scales)]
     rows = torch.cat([padded(one, _ROW_MULTIPLE, 1) for one, _ in halves])
     block_in = 64 if group % _LONG_BLOCK else _LONG_BLOCK
@@ -193,28 +185,6 @@ def large_float_weight(
         group=matrix.shape[1],
         gate_rows=rows.shape[0] // 2 if gated else 0,
     )
-
-
-def fold_multiples(weight: GroupedWeight) -> GroupedWeight:
-    """One scale per row, if all group scales are exact whole multiples of one and codes times multiples fit int8.
-
-    Else the weight itself.
-    """
-    if weight.scales.shape[1] == 1:
-        return weight
-    scales = weight.scales.double()
-    multiples = torch.zeros_like(scales)
-    for divisor in range(_LARGEST_DIVISOR, 0, -1):
-        tried = scales * divisor / scales.amin(dim=1, keepdim=True)
-        fits = (tried.round() * scales.amin(dim=1, keepdim=True) == scales * divisor).all(dim=1, keepdim=True)
-        # The smallest divisor of a row that makes all its multiples whole is taken last, and stays.
-        multiples = torch.where(fits, tried.round(), multiples)
-    if float(multiples.min()) == 0.0 or float(multiples.max()) * int(weight.codes.abs().max()) > _WIDEST_CODE:
-        return weight
-    row = (scales[:, :1] / multiples[:, :1]).float()
-    spread = multiples.to(torch.int16).repeat_interleave(weight.group, dim=1)[:, : weight.codes.shape[1]]
-    codes = (weight.codes.to(torch.int16) * spread).to(torch.int8)
-    return GroupedWeight(codes, row, codes.shape[1], 8, weight.activation_bits)
 
 
 def regrouped(codes: Tensor, group: int, columns: int) -> Tensor:

@@ -1,0 +1,230 @@
+"""The two ways a transformer layer runs on a GPU: with many tokens, and with few.
+
+``Workspace`` holds what both reuse from layer to layer: codes and their scales, and intermediate rows. Weights of any
+precision run through the same sequence of kernels, so that a comparison of precisions compares nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from omega_qvla_core.kernels.triton_kernels import large_gemm, rows, small_gemm
+from omega_qvla_core.kernels.triton_kernels.launch import (
+    Blocks,
+    Joining,
+    Turn,
+    large_linear,
+    padded_tokens,
+    shares,
+    small_linear,
+)
+from omega_qvla_core.kernels.triton_kernels.launch_rows import Coding, gate, norm
+from omega_qvla_core.kernels.triton_kernels.layout import BLOCK_OUT, round_up
+from omega_qvla_core.kernels.triton_kernels.tuning import Tuning
+from omega_qvla_core.kernels.triton_kernels.weights import FLOAT_BITS, LargeWeight, SmallWeight
+from omega_qvla_core.runtime.cuda_sites import Site
+
+
+@dataclass(frozen=True)
+class NormFactors:
+    """What a norm multiplies and adds, the site's smoothing folded in, float32 ``[K]``; None for nothing."""
+
+    mul: Tensor | None
+    add: Tensor | None = None
+    gate: Tensor | None = None
+
+
+class Workspace:
+    """Buffers by name and shape, made once; the same name and shape give the same buffer."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.dtype = dtype
+        self._buffers: dict[tuple[object, ...], Tensor] = {}
+
+    def buffer(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Zeros when new."""
+        kind = self.dtype if dtype is None else dtype
+        key = (name, shape, kind)
+        if key not in self._buffers:
+            self._buffers[key] = torch.zeros(shape, dtype=kind, device=self.device)
+        return self._buffers[key]
+
+    def operand(self, name: str, tokens: int, weight: SmallWeight | LargeWeight, coding: Coding) -> Operand:
+        """Room for the input of a product."""
+        if coding.mode == rows.FLOATS:
+            return Operand(self.buffer(name, tokens, weight.columns), None)
+        codes = self.buffer(f"{name} codes", tokens, weight.columns, dtype=torch.int8)
+        groups = 1 if coding.mode == rows.TOKEN else weight.columns // coding.group
+        scales = self.buffer(f"{name} scales", groups, round_up(tokens, 16), dtype=torch.float32)
+        return Operand(codes, scales)
+
+    def bytes(self) -> int:
+        """Of all buffers."""
+        return sum(one.numel() * one.element_size() for one in self._buffers.values())
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Input of a product: values or codes ``[T, K padded]``, and scales for codes."""
+
+    values: Tensor
+    scales: Tensor | None
+
+
+class LargeProduct:
+    """One site with many tokens: codes its input, multiplies.
+
+    Args:
+        site: The site.
+        weight: Its weight, or chosen rows of it.
+        tuned: Block sizes.
+    """
+
+    def __init__(self, site: Site, weight: LargeWeight, tuned: Tuning) -> None:
+        self.coding = site.coding(0)
+        self.unsmooth = site.unsmooth
+        self.weight = weight
+        self._tuned = tuned
+        self._bias = None if weight.bias is None else weight.bias.to(weight.rows.dtype)
+
+    def coded(self, work: Workspace, name: str, x: Tensor, width: int | None = None) -> Operand:
+        """Rows ``[T, K or padded K]`` as an operand; the rows themselves where nothing has to be done."""
+        if self.coding.mode == rows.FLOATS and x.shape[1] == self.weight.columns and x.dtype == work.dtype:
+            return Operand(x, None)
+        operand = work.operand(name, x.shape[0], self.weight, self.coding)
+        norm(x, operand.values, operand.scales, self.coding, mul=self.unsmooth, width=width)
+        return operand
+
+    def normed(self, work: Workspace, name: str, x: Tensor, kind: int, eps: float, factors: NormFactors) -> Operand:
+        """Normalised rows as an operand."""
+        operand = work.operand(name, x.shape[0], self.weight, self.coding)
+        norm(
+            x, operand.values, operand.scales, self.coding, kind=kind, eps=eps, mul=factors.mul, add=factors.add
+        )  # fmt: skip
+        return operand
+
+    def __call__(self, operand: Operand, out: Tensor, activation: int = 0, residual: Tensor | None = None) -> Tensor:
+        weight = self.weight
+        if self.coding.mode == rows.FLOATS and self._by_library(operand, out, activation, residual):
+            return out
+        large_linear(operand.values, operand.scales, weight, out, activation, residual, self._blocks(out.shape[0]))
+        return out
+
+    def _blocks(self, tokens: int) -> Blocks:
+        weight, tuned = self.weight, self._tuned
+        if weight.bits == FLOAT_BITS:
+            return tuned.floats_gated if weight.gate_rows else tuned.floats
+        return tuned.gated if weight.gate_rows else tuned.int8(tokens, weight.outputs, weight.columns)
+
+    def _by_library(self, operand: Operand, out: Tensor, activation: int, residual: Tensor | None) -> bool:
+        """Let cuBLAS do what it does in one call, and faster than a kernel of ours; whether it did."""
+        weight, x = self.weight, operand.values
+        # Padded rows of the weight are zeros, so that padded columns of ``out`` may be computed too.
+        width = min(out.shape[1], weight.rows.shape[0])
+        matrix, target = weight.rows[:width].t(), out[:, :width]
+        bias = None if self._bias is None else self._bias[:width]
+        if not x.is_cuda or weight.gate_rows or (residual is not None and bias is not None):
+            return False
+        if activation == large_gemm.GELU and bias is not None:
+            torch._addmm_activation(bias, x, matrix, use_gelu=True, out=target)
+        elif activation != large_gemm.NO_ACTIVATION:
+            return False
+        elif residual is not None:
+            torch.addmm(residual[:, :width], x, matrix, out=target)
+        elif bias is not None:
+            torch.addmm(bias, x, matrix, out=target)
+        else:
+            torch.mm(x, matrix, out=target)
+        return True
+
+
+class SmallProduct:
+    """One site with few tokens.
+
+    Args:
+        site: The site.
+        weight: Its weight in tiles.
+        tuned: Block sizes.
+    """
+
+    def __init__(self, site: Site, weight: SmallWeight, tuned: Tuning) -> None:
+        self.site = site
+        self.weight = weight
+        self.stages, self.early = tuned.small_stages, tuned.early
+
+    def operand(self, work: Workspace, name: str, tokens: int) -> Operand:
+        """Room for its input."""
+        return work.operand(name, padded_tokens(tokens), self.weight, self.site.coding(0))
+
+    def parts(self, work: Workspace, name: str, operand: Operand) -> Tensor:
+        """The product in shares of K, float32 ``[S, T padded, O padded]``."""
+        tokens = operand.values.shape[0]
+        count, columns = shares(self.weight, whole=True), self.weight.tiles.shape[0] * BLOCK_OUT
+        out = work.buffer(name, count, tokens, columns, dtype=torch.float32)
+        self._run(operand, out, small_gemm.PARTIAL)
+        return out
+
+    def turned(self, work: Workspace, operand: Operand, out: Tensor, turn: Turn) -> None:
+        """Queries to ``out``, keys and values to the cache, turned."""
+        self._run(operand, out, small_gemm.ROTARY, turn=turn, joining=self._joining(work, operand))
+
+    def plain(self, work: Workspace, operand: Operand, out: Tensor) -> Tensor:
+        """``[T padded, O padded]``."""
+        self._run(operand, out, small_gemm.STORE, joining=self._joining(work, operand))
+        return out
+
+    def gated(self, work: Workspace, operand: Operand, out: Tensor, silu: bool = False) -> None:
+        """The activated product."""
+        self._run(operand, out, small_gemm.GATED, silu=silu, joining=self._joining(work, operand))
+
+    def _joining(self, work: Workspace, operand: Operand) -> Joining | None:
+        if shares(self.weight) == 1:
+            return None
+        numbers = Joining.numbers(self.weight, operand.values.shape[0])
+        counter = work.buffer("joining counter", self.weight.tiles.shape[0] * 4, dtype=torch.int32)
+        return Joining(work.buffer("joining", numbers, dtype=torch.float32), counter)
+
+    def _run(self, operand: Operand, out: Tensor, epilogue: int, **more: object) -> None:
+        small_linear(
+            operand.values, operand.scales, self.weight, out, epilogue, stages=self.stages, early=self.early, **more
+        )
+
+
+class GatedInto:
+    """A gated product whose result another site reads, coded for it.
+
+    Args:
+        gate_up: The gated site.
+        down: What reads the result.
+        silu: Activation of the gate.
+    """
+
+    def __init__(self, gate_up: SmallProduct, down: SmallProduct, silu: bool = False) -> None:
+        self.gate_up, self.down, self.silu = gate_up, down, silu
+        coding = down.site.coding(0)
+        # Scales that span the whole row need the whole row: a kernel of its own codes it.
+        self.by_shares = coding.mode != rows.TOKEN and coding.tail is None
+
+    def __call__(self, work: Workspace, operand: Operand, tokens: int, step: int) -> Operand:
+        out = self.down.operand(work, "hidden", tokens)
+        coding = self.down.site.coding(step)
+        outputs = self.gate_up.weight.row_tiles * BLOCK_OUT
+        if self.by_shares:
+            parts = self.gate_up.parts(work, "gate and up", operand)
+            gate(
+                parts, out.values, out.scales, coding, tokens, self.gate_up.weight.outputs, outputs, silu=self.silu,
+                mul=self.down.site.unsmooth, early=self.gate_up.early,
+            )  # fmt: skip
+            return out
+        activated = work.buffer("activated", operand.values.shape[0], outputs)
+        self.gate_up.gated(work, operand, activated, self.silu)
+        width = self.gate_up.weight.outputs
+        norm(
+            activated, out.values, out.scales, coding, mul=self.down.site.unsmooth, tokens=tokens, width=width,
+            early=self.gate_up.early,
+        )  # fmt: skip
+        return out

@@ -1,0 +1,102 @@
+"""The GPU engine against the model: the same kernels, in Triton's interpreter where there is no GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+from omega_qvla_core.errors import EngineError
+from omega_qvla_core.evaluate.bench_presets import preset, random_model
+from omega_qvla_core.evaluate.bench_quantize import quantize_randomly
+from omega_qvla_core.models.siglip import SiglipConfig
+from omega_qvla_core.processing.policy_processor import ModelInputs
+from omega_qvla_core.runtime.cuda_engine import CudaEngine, build
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:triton"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
+]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Blocks that fit everywhere, which are also the smallest: the interpreter computes padding too.
+CAPABILITY = (8, 9)
+STEPS = 2
+
+
+def tiny(horizon=10):
+    vision = SiglipConfig(width=32, depth=1, num_heads=2, mlp_dim=64, patch_size=14, image_size=28)
+    sizes = preset("pi05", "tiny")
+    sizes = replace(sizes, lm_depth=2, action_horizon=horizon, vision=vision, expert_width=64, expert_mlp_dim=128)
+    return random_model(sizes, DEVICE, torch.float32)
+
+
+def inputs_of(model, cameras=2, text=5):
+    generator = torch.Generator().manual_seed(0)
+    size = model.config.vision.image_size
+    images = [(torch.rand(1, 3, size, size, generator=generator) * 2 - 1).to(DEVICE) for _ in range(3)]
+    masks = [torch.tensor([index < cameras], device=DEVICE) for index in range(3)]
+    tokens = torch.randint(2, 100, (1, 12), generator=generator).to(DEVICE)
+    return ModelInputs(images, masks, tokens, (torch.arange(12)[None] < text).to(DEVICE), None, None)
+
+
+def noise_of(model):
+    config = model.config
+    shape = (1, config.action_horizon, config.action_dim)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+
+
+def engine_of(model):
+    return CudaEngine(model, CAPABILITY, torch.float32, capture=DEVICE == "cuda")
+
+
+@torch.inference_mode()
+def compared(model, engine, inputs, guide=None):
+    noise = noise_of(model)
+    found = engine.run(inputs, noise, STEPS, guide)
+    expected = model.sample_actions(inputs.embed(model), noise, STEPS, guide)
+    return float((found - expected).norm() / (expected - noise).norm())
+
+
+# float32 on a GPU multiplies with 10-bit mantissas in these kernels.
+LIMIT = 1e-5 if DEVICE == "cpu" else 1e-2
+
+
+def test_triton_engine_equals_the_model_with_padding_and_an_absent_camera():
+    model = tiny()
+    engine = engine_of(model)
+    inputs = inputs_of(model)
+    shape = engine.bucket(inputs, STEPS)
+    assert (shape.cameras, shape.text_tokens) == (2, 8)
+    assert compared(model, engine, inputs) < LIMIT
+    assert engine.precision == "bf16" and engine.memory_bytes() > 0
+
+
+def test_triton_engine_equals_the_quantized_model_and_its_guided_steps():
+    """int8 products of 4-bit codes, one sum per row in the prefix, group scales in the expert."""
+    model = quantize_randomly(tiny(), "w4a4")
+    engine = engine_of(model)
+
+    def guide(x, u, tau):
+        return u + (1.0 - tau) * 0.1 * x
+
+    assert compared(model, engine, inputs_of(model), guide) < max(LIMIT, 1e-3)
+    assert engine.precision == "w4a4"
+
+
+def test_triton_engine_refuses_what_it_does_not_compute():
+    model = tiny(horizon=65)
+    engine = engine_of(model)
+    for _ in range(2):
+        with pytest.raises(EngineError, match="the chunk has 65 tokens"):
+            engine.bucket(inputs_of(model), STEPS)
+    with pytest.raises(EngineError, match="no kernels for a Linear"):
+        CudaEngine(torch.nn.Linear(2, 2), CAPABILITY)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU: torch finds none")
+def test_triton_engine_does_not_lower_the_precision_of_float32_weights():
+    with pytest.raises(EngineError, match="float32"):
+        build(tiny())
