@@ -83,6 +83,7 @@ def compare(
     warm_ups: Annotated[int, typer.Option(min=0)] = 20,
     samples: Annotated[int, typer.Option(min=1)] = 100,
     compiled: Annotated[bool, typer.Option("--compile", help="Add a row for torch.compile.")] = False,
+    cpu_time: Annotated[bool, typer.Option("--cpu-time", help="Processor time, not wall time (CPU).")] = False,
     memory: Annotated[bool, typer.Option(help="Measure each row's peak memory in a process of its own (CPU).")] = True,
     plot: Annotated[Path | None, typer.Option(help="Write a picture (PNG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -102,6 +103,7 @@ def compare(
             warm_ups=warm_ups,
             samples=samples,
             compiled=compiled,
+            cpu_time=cpu_time,
             memory=memory,
         )
         with nullcontext() if as_json else progress_bar("bench") as bar:

@@ -48,6 +48,8 @@ class CompareOptions:
         warm_ups: Runs of every stage that are not counted.
         samples: Runs that are.
         compiled: Whether to add a row for ``torch.compile``.
+        cpu_time: Count this process's processor time instead of wall time, for a machine that does other work (CPU).
+            With several threads their times add up.
         memory: Whether to measure the peak memory of each row in a process of its own (CPU).
     """
 
@@ -60,6 +62,7 @@ class CompareOptions:
     warm_ups: int = WARM_UPS
     samples: int = SAMPLES
     compiled: bool = False
+    cpu_time: bool = False
     memory: bool = True
 
     def __post_init__(self) -> None:
@@ -73,6 +76,8 @@ class CompareOptions:
             raise ConfigError("samples must be at least 1, warm_ups and threads at least 0")
         if self.device != "cpu" and not self.device.startswith("cuda"):
             raise ConfigError(f"device is {self.device!r}; it must be cpu or cuda")
+        if self.cpu_time and self.device != "cpu":
+            raise ConfigError(f"cpu_time says nothing about device {self.device!r}; leave it out")
         if self.device != "cpu" and not torch.cuda.is_available():
             raise ConfigError(f"device {self.device!r} is not available: torch finds no CUDA GPU; use cpu")
 
@@ -223,24 +228,25 @@ def _measure(runners: list[Runner], options: CompareOptions, tell: Progress) -> 
     times: list[dict[str, list[float]]] = [{stage: [] for stage in STAGES if stage in one} for one in calls]
     total = options.warm_ups + options.samples
     cuda = options.device != "cpu"
+    clock = time.process_time if options.cpu_time else time.perf_counter
     for index in range(total):
         for one, kept in zip(calls, times):
             for stage, values in kept.items():
-                elapsed_s = _timed_s(one[stage], cuda)
+                elapsed_s = _timed_s(one[stage], cuda, clock)
                 if index >= options.warm_ups:
                     values.append(elapsed_s * 1e3)
         tell(index + 1, total, "measuring")
     return [{stage: _percentiles(values) for stage, values in kept.items()} for kept in times]
 
 
-def _timed_s(call: Callable[[], object], cuda: bool) -> float:
+def _timed_s(call: Callable[[], object], cuda: bool, clock: Callable[[], float]) -> float:
     if cuda:
         torch.cuda.synchronize()
-    started_s = time.perf_counter()
+    started_s = clock()
     call()
     if cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - started_s
+    return clock() - started_s
 
 
 def _percentiles(values: list[float]) -> StageTime:

@@ -25,9 +25,10 @@ def title(found: Comparison) -> str:
     """What was run where."""
     one, peaks = found.options, found.peaks
     size = "" if one.model == "tabletop" else f" {one.size}"
+    clock = ", processor time" if one.cpu_time else ""
     threads = f", {peaks.threads} threads" if one.device == "cpu" else ""
     return (
-        f"{one.model}{size}, cameras/text/chunk/steps {one.shape}, {one.samples} samples after {one.warm_ups}; "
+        f"{one.model}{size}, cameras/text/chunk/steps {one.shape}, {one.samples} samples after {one.warm_ups}{clock}; "
         f"{peaks.device}{threads}: {peaks.plain / 1e9:.0f} G/s {one.unquantized}, "
         f"{peaks.integer / 1e9:.0f} G/s integer, {peaks.bandwidth / 1e9:.1f} GB/s, as measured in this run"
     )

@@ -64,6 +64,12 @@ def test_ratios_tell_fusion_from_bits(found):
     assert ratios["w4a4 engine / fp32 eager"] == chunk["w4a4", "engine"] / chunk["fp32", "eager"]
 
 
+def test_processor_time_is_named_where_it_was_counted(found):
+    other = compare(replace(SHORT, precisions=(), samples=1, cpu_time=True))
+    assert "processor time" in text(other).splitlines()[0] and "processor time" not in text(found)
+    assert other.row("fp32", "engine").stages["chunk"].p50_ms > 0
+
+
 def test_text_json_and_picture(found, tmp_path):
     lines = text(found).splitlines()
     assert "cameras/text/chunk/steps 2/5/6/2" in lines[0] and "GB/s" in lines[0]
@@ -164,6 +170,7 @@ def test_default_shapes_and_shapes_as_text():
         ({"precisions": ("w2a2",)}, "w2a2"),
         ({"samples": 0}, "samples must be"),
         ({"device": "tpu"}, "device is 'tpu'"),
+        ({"device": "cuda", "cpu_time": True}, "cpu_time says nothing"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(changes, message):
