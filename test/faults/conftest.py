@@ -26,9 +26,12 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_stage(tmp_path_factory, checkpoint: Path) -> Iterator[Stage]:
-    """One robot and one policy process for every row that does not end or replace the process."""
+    """One robot and one policy process for every row of a module that does not end or replace the process.
+
+    Not for the whole session: it would go on controlling, beside all the tests that follow.
+    """
     made = Stage(tmp_path_factory.mktemp("stage"), checkpoint)
     try:
         made.start_policy()
