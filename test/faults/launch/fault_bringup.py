@@ -40,7 +40,9 @@ def generate_test_description() -> tuple[LaunchDescription, dict[str, object]]:
         cmd=[sys.executable, "-m", "scripted_policy", "--ros-args", *arguments],
         sigterm_timeout=str(PATIENCE_S),  # a busy machine is slow to end a process that has torch in it
     )
-    return LaunchDescription([policy, launch_testing.actions.ReadyToTest()]), {"policy": policy}
+    # A launch without processes ends, and its tests with it: row 45 goes on when the node is dead.
+    companion = ExecuteProcess(cmd=[sys.executable, "-c", "import signal; signal.pause()"])
+    return LaunchDescription([policy, companion, launch_testing.actions.ReadyToTest()]), {"policy": policy}
 
 
 ROBOT = FakeRobot(int(os.environ["ROS_DOMAIN_ID"]))
