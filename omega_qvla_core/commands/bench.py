@@ -90,10 +90,11 @@ def compare(
 ) -> None:
     """Eager and static engine, unquantized and quantized, measured in turn in one run."""
     from omega_qvla_core.evaluate import bench_compare, bench_plot, bench_text
+    from omega_qvla_core.evaluate.bench_options import CompareOptions
     from omega_qvla_core.evaluate.bench_shapes import BenchShape
 
     with user_errors():
-        options = bench_compare.CompareOptions(
+        options = CompareOptions(
             model=name,
             shape=BenchShape.parse(shape) if shape else bench_compare.default_shape(name),
             size=size,

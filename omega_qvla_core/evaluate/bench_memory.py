@@ -7,17 +7,14 @@ import os
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from omega_qvla_core.checkpoints import families
 from omega_qvla_core.errors import ConfigError
+from omega_qvla_core.evaluate.bench_options import CompareOptions
 from omega_qvla_core.evaluate.bench_rows import DTYPES, build_model, build_runner
 from omega_qvla_core.evaluate.bench_shapes import ModelConfig
-
-if TYPE_CHECKING:
-    from omega_qvla_core.evaluate.bench_compare import CompareOptions
 
 # Of the machine's memory, for all rows together: the rest is for activations, the system and its other programs.
 _USABLE = 0.7

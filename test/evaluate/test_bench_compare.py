@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from omega_qvla_core.cli import app
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.evaluate import bench_memory
-from omega_qvla_core.evaluate.bench_compare import CompareOptions, compare, default_shape
+from omega_qvla_core.evaluate.bench_compare import compare, default_shape
+from omega_qvla_core.evaluate.bench_options import CompareOptions
 from omega_qvla_core.evaluate.bench_peaks import Peaks, best_of
 from omega_qvla_core.evaluate.bench_plot import draw
 from omega_qvla_core.evaluate.bench_presets import preset, random_model
