@@ -164,14 +164,20 @@ class SiteProduct(Product):
         count, size, _ = blocks.shape
         order = transform.order
         ordered = None if order is None else buffers.get("ordered", tokens, columns)
-        # Blocks write where groups lie: one after the other, or side by side in one long group.
         u = buffers.get("codes", columns // group, tokens, group)
-        place = u if size == group else u.view(tokens, count, size).transpose(0, 1)
+        # Blocks lie as groups do: one after the other, or side by side in one long group. A product that writes to
+        # strided memory may be rounded in another way than the site's own (seen on CPUs with AVX-512): it is copied.
+        rotated, place = u, None
+        if size != group:
+            rotated = buffers.get("rotated", count, tokens, size)
+            place = u.view(tokens, count, size).transpose(0, 1)
 
         def run(x: Tensor) -> Tensor:
             if order is not None:
                 x = torch.index_select(x, 1, order, out=ordered)
-            torch.bmm(x.view(tokens, count, size).transpose(0, 1), blocks, out=place)
+            torch.bmm(x.view(tokens, count, size).transpose(0, 1), blocks, out=rotated)
+            if place is not None:
+                place.copy_(rotated)
             return u
 
         return run
