@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from omega_qvla_core.commands.console import console, progress_bar, user_errors
+from omega_qvla_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from omega_qvla_core.quant.memory_table import MemoryRow
@@ -70,6 +71,31 @@ def memory(
         size = "" if row.file_bytes is None else f"{row.file_bytes / 1e6:.2f}"
         before, after = f"{row.bytes.fp16 / 1e6:.2f}", f"{row.bytes.stored / 1e6:.2f}"
         table.add_row(row.model, row.scope, row.recipe, before, after, f"{row.bytes.saved:.2%}", size)
+    console.print(table)
+
+
+@app.command()
+def time(
+    model: Annotated[str, typer.Argument(help="pi05 or gr00t, at full size.")] = "pi05",
+    recipe: Annotated[str, typer.Option(help="Preset name, or a recipe file (.json).")] = "executable_w4a4",
+    only: Annotated[str, typer.Option(help="Sites whose name contains this.")] = "",
+    tokens: Annotated[int, typer.Option(min=256, help="Calibration tokens of a site.")] = 1024,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Time and peak memory to quantize one site of every size (O outputs, I inputs), on random weights and tokens."""
+    from omega_qvla_core.evaluate.bench_sites import measure_sites, site_sizes
+    from omega_qvla_core.quant.recipe import Recipe
+
+    table = Table("side", "site", "O x I", "sites", "CPU s", "wall s", "GiB", "all, CPU min")
+    with user_errors(), progress_bar(f"time {model}") as bar:
+        sizes = [size for size in site_sizes(model, Recipe.load(recipe)) if only in size.name]
+        if not sizes:
+            raise ConfigError(f"no site of {model} has {only!r} in its name; leave --only out to see them")
+        for size, cost in measure_sites(sizes, tokens, threads, device, bar.update):
+            row = (size.side, size.name.rpartition(".")[2], f"{size.outputs}x{size.columns}", str(size.count))
+            peak, total = f"{cost.peak_bytes / 2**30:.1f}", f"{cost.cpu_s * size.count / 60:.1f}"
+            table.add_row(*row, f"{cost.cpu_s:.1f}", f"{cost.wall_s:.1f}", peak, total)
     console.print(table)
 
 

@@ -55,10 +55,10 @@ def _peak_of_row(options: CompareOptions, precision: str, runtime: str) -> int:
     runner = build_runner(runtime, model, options.shape, options.device)
     for _ in range(3):
         runner.actions()
-    return _process_peak_bytes()
+    return process_peak_bytes()
 
 
-def _process_peak_bytes() -> int:
+def process_peak_bytes() -> int:
     """Largest resident size of this process.
 
     Linux carries what ``getrusage`` gives over from the parent; its status file starts anew.

@@ -6,8 +6,6 @@ is one), ``denoise_step`` (one evaluation of the action head), ``chunk`` (everyt
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from omega_qvla_core.errors import ConfigError
+from omega_qvla_core.evaluate.bench_memory import process_peak_bytes
 from omega_qvla_core.models.gr00t_config import Gr00tConfig
 from omega_qvla_core.models.gr00t_n15 import Gr00tN15
 from omega_qvla_core.models.pi05 import Pi05
@@ -164,7 +163,7 @@ def bench(
         weight_bytes=sum(value.numel() * value.element_size() for value in model.parameters()),
         prefix_tokens=int(prefix.pad_mask.shape[1]),
         stages={stage: _percentiles(values) for stage, values in times.items()},
-        peak_bytes=torch.cuda.max_memory_allocated() if cuda else _process_peak_bytes(),
+        peak_bytes=torch.cuda.max_memory_allocated() if cuda else process_peak_bytes(),
     )
     return result, actions
 
@@ -269,9 +268,3 @@ def _moved(value: Any, device: str) -> Any:
 def _percentiles(values: Sequence[float]) -> StageTime:
     p50, p95 = np.percentile(values, (50, 95))
     return StageTime(float(p50), float(p95))
-
-
-def _process_peak_bytes() -> int:
-    """Largest resident size so far. Linux counts in KiB, macOS in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from omega_qvla_core.cli import app
 from omega_qvla_core.runtime import Policy
+from omega_qvla_core.runtime.observation_file import save_observations
 
 RUNNER = CliRunner()
 
@@ -29,6 +30,19 @@ def test_quantize_writes_a_pack_that_runs(recipe, checkpoint, calibration_observ
     loaded = Policy.load(out)
     assert loaded.spec.quantization == recipe
     assert np.isfinite(loaded.infer(calibration_observations[0]).actions).all()
+
+
+def test_a_fitted_recipe_takes_observations_from_a_file(checkpoint, calibration_observations, tmp_path):
+    seen, out = tmp_path / "seen.safetensors", tmp_path / "pack"
+    save_observations(seen, calibration_observations, [str(number) for number in range(8)])
+    arguments = ["large", "quantize", checkpoint, "--out", str(out), "--recipe", "executable_w4a4"]
+    result = RUNNER.invoke(app, [*arguments, "--calibration", str(seen)])
+    assert result.exit_code == 0, result.output
+    loaded = Policy.load(out)
+    assert loaded.spec.quantization == "executable_w4a4"
+    assert np.isfinite(loaded.infer(calibration_observations[0]).actions).all()
+    missing = RUNNER.invoke(app, [*arguments, "--calibration", str(tmp_path / "missing.safetensors")])
+    assert missing.exit_code == 1 and "missing.safetensors" in missing.output and "Traceback" not in missing.output
 
 
 def test_a_recipe_that_needs_calibration_is_one_line(checkpoint, tmp_path):
