@@ -41,7 +41,7 @@ _SHORTEST_INTEGER_SUM = 8
 # Tokens, and largest columns, outputs and groups, of the trial that picks the fastest route. A chunk has 10 to 50
 # tokens; beyond the other sizes the order of the routes does not change.
 _TRIAL_TOKENS, _TRIAL_COLUMNS, _TRIAL_OUTPUTS, _TRIAL_GROUPS = 32, 512, 1024, 2
-_TRIAL_REPEATS = 3
+_TRIAL_REPEATS = 10
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,12 @@ def calibration_observations():
 
 
 @pytest.fixture(scope="session")
+def sixteen_observations():
+    """Enough for two halves."""
+    return observations(16)
+
+
+@pytest.fixture(scope="session")
 def executable(policy, calibration_observations):
     """(quantized policy, report) of the default recipe."""
     return quantize_policy(policy, Recipe.preset("executable_w4a4"), calibration_observations)

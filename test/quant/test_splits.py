@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import observations
 
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.quant import Recipe
@@ -20,8 +19,8 @@ def test_halves_are_disjoint_whole_and_reproducible():
     assert halves(16, 3) == (one, other) and halves(16, 4) != (one, other)
 
 
-def test_an_interrupted_comparison_goes_on_and_gives_the_same(policy, tmp_path):
-    seen, path = observations(16), tmp_path / "results.jsonl"
+def test_an_interrupted_comparison_goes_on_and_gives_the_same(policy, sixteen_observations, tmp_path):
+    seen, path = sixteen_observations, tmp_path / "results.jsonl"
     whole = measure_splits(policy, seen, ROWS, range(2))
     measure_splits(policy, seen, ROWS[:1], range(1), path)
     kept = path.read_text()
@@ -43,8 +42,8 @@ def test_the_table_states_means_and_paired_differences():
 
 
 @pytest.mark.parametrize("text", ["no json\n", json.dumps({"split": 1}) + "\n", "3\n"])
-def test_another_file_is_refused(policy, tmp_path, text):
+def test_another_file_is_refused(policy, sixteen_observations, tmp_path, text):
     path = tmp_path / "other.jsonl"
     path.write_text(text)
     with pytest.raises(ConfigError, match="no results of splits"):
-        measure_splits(policy, observations(16), ROWS, range(1), path)
+        measure_splits(policy, sixteen_observations, ROWS, range(1), path)
