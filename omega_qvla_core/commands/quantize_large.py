@@ -93,7 +93,7 @@ def time(
         if not sizes:
             raise ConfigError(f"no site of {model} has {only!r} in its name; leave --only out to see them")
         for size, cost in measure_sites(sizes, tokens, threads, device, bar.update):
-            row = (size.side, size.name.rpartition(".")[2], f"{size.outputs}x{size.columns}", str(size.count))
+            row = (size.side, ".".join(size.name.split(".")[-2:]), f"{size.outputs}x{size.columns}", str(size.count))
             peak, total = f"{cost.peak_bytes / 2**30:.1f}", f"{cost.cpu_s * size.count / 60:.1f}"
             table.add_row(*row, f"{cost.cpu_s:.1f}", f"{cost.wall_s:.1f}", peak, total)
     console.print(table)
