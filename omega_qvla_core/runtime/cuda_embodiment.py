@@ -87,7 +87,7 @@ class CudaEmbodiment:
         self.decoder = ActivatedInto("decoder hidden", decoder, self.velocity, numerics.RELU)
 
     def choose(self, index: int) -> None:
-        """Take the weights of an embodiment; does nothing if they are here. Not to be called while a graph runs."""
+        """Take the weights of an embodiment, for the graphs launched afterwards; does nothing if they are here."""
         if index == self._index:
             return
         found = self._matrices(index)

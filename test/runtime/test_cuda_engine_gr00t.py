@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
 from omega_qvla_core.errors import EngineError
 from omega_qvla_core.evaluate.bench_presets import preset, random_model
 from omega_qvla_core.evaluate.bench_quantize import quantize_randomly
+from omega_qvla_core.kernels.triton_kernels import attention, large_gemm, rows, small_gemm
 from omega_qvla_core.models.gr00t_config import Qwen3Config, StackConfig
 from omega_qvla_core.models.siglip import SiglipConfig
 from omega_qvla_core.processing.policy_processor import ModelInputs
@@ -180,3 +182,47 @@ def test_triton_engine_that_no_gpu_has_run_is_for_those_who_ask_for_it(monkeypat
         assert build_engine(model, cuda, untried=True).name == "cuda"
     with pytest.raises(EngineError, match="float32"):
         cuda_engine.build(gr00t.float(), untried=True)
+
+
+class _NoKernel:
+    """Launched in a kernel's place."""
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: None
+
+
+class _Operators(TorchDispatchMode):
+    """Names of the operators that run inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*arguments, **(options or {}))
+
+
+def test_triton_stages_of_gr00t_do_nothing_that_waits_for_the_host(monkeypatch):
+    """What would break the capture of a graph: values read back, sizes that depend on them, copies from the host."""
+    for module, name in (
+        *((rows, name) for name in ("norm_rows", "merge_rows", "merge_heads", "activate_rows")),
+        *((attention, name) for name in ("attention", "rotate_heads")),
+        (large_gemm, "large_gemm"),
+        (small_gemm, "small_gemm"),
+    ):
+        monkeypatch.setattr(module, name, _NoKernel())
+    model = tiny()
+    engine = CudaEngine(model, CAPABILITY, torch.float32, capture=False)
+    stages = engine.stages(engine.bucket(inputs_of(model), 2))
+    with torch.no_grad(), _Operators() as operators:
+        stages["chunk"]()
+    assert "index_copy_" in operators.names
+    assert not operators.names & {
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "unique",
+        "lift_fresh",
+        "is_nonzero",
+    }
