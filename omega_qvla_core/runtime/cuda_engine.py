@@ -25,11 +25,18 @@ _MOST_SHAPES = 4
 """Sets of buffers and graphs kept at a time."""
 
 
-def build(model: nn.Module) -> CudaEngine:
+def build(model: nn.Module, untried: bool = False) -> CudaEngine:
     """The engine of a model on a GPU.
 
+    Args:
+        model: As for ``CudaEngine``, on its device.
+        untried: Also take a model whose sequence of kernels no GPU has run yet, only Triton's interpreter. Benches and
+            tests do, so that the next GPU can measure it. A robot must not: a fault that only a GPU shows (a race, a
+            graph that reads memory which moved) would move an arm before anybody saw it.
+
     Raises:
-        EngineError: The package triton is missing, the GPU is too old, or the kernels do not compute this model.
+        EngineError: The package triton is missing, the GPU is too old, the kernels do not compute this model, or no
+            GPU has run it.
     """
     if find_spec("triton") is None:
         raise EngineError("the package triton is not installed; install omega_qvla_ros[gpu]")
@@ -37,29 +44,49 @@ def build(model: nn.Module) -> CudaEngine:
     capability = torch.cuda.get_device_capability(device)
     if capability < _LEAST_CAPABILITY:
         raise EngineError(f"the GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0")
-    _check_measured(model)
+    check_precision(model)
+    if not untried:
+        check_tried(model)
     return CudaEngine(model, capability)
 
 
-def _check_measured(model: nn.Module) -> None:
-    """Refuse what would compute in another precision than asked for, and what no GPU has run."""
-    from omega_qvla_core.models.siglip import SiglipVision
+def check_precision(model: nn.Module) -> None:
+    """Refuse what would compute in another precision than asked for.
 
+    Raises:
+        EngineError: The weights are float32, and none is quantized.
+    """
     weights = [one.weight for one in model.modules() if isinstance(one, nn.Linear)]
     quantized = any(isinstance(one, QuantizedSite) for one in model.modules())
     if not quantized and all(one.dtype == torch.float32 for one in weights):
         raise EngineError(
             "the weights are float32 and the engine computes in bfloat16; load them as bfloat16 to use it"
         )
-    if not isinstance(getattr(model, "vision", None), SiglipVision):
-        raise EngineError("its vision encoder was not tried inside a CUDA graph")
+
+
+def check_tried(model: nn.Module) -> None:
+    """Refuse what no GPU has run; see ``build``.
+
+    Raises:
+        EngineError: See above.
+    """
+    from omega_qvla_core.models.gr00t_n15 import Gr00tN15
+    from omega_qvla_core.models.siglip import SiglipVision
+
+    untried = None
+    if isinstance(model, Gr00tN15):
+        untried = "the kernels of GR00T N1.5 as one CUDA graph"
+    elif not isinstance(getattr(model, "vision", None), SiglipVision):
+        untried = "this vision encoder inside a CUDA graph"
+    if untried is not None:
+        raise EngineError(f"no GPU has run {untried} yet; measure it first (scripts/measure_gpu.py, omega-qvla bench)")
 
 
 class CudaEngine:
     """See the module's docstring; the protocol is ``runtime.engine.Engine``.
 
     Args:
-        model: ``Pi05`` (with a SigLIP or keypoint encoder), on its device. Its weights are copied.
+        model: ``Pi05`` (with a SigLIP or keypoint encoder) or ``Gr00tN15``, on its device. Its weights are copied.
         capability: Compute capability, which chooses block sizes.
         dtype: Of rows, keys and values, and unquantized weights.
         expand: Keep 4-bit weights of products for many tokens as int8: faster on GPUs with much memory.
@@ -225,9 +252,13 @@ class _Running:
 
 
 def _plan_type(model: nn.Module) -> Callable[..., Any]:
+    from omega_qvla_core.models.gr00t_n15 import Gr00tN15
     from omega_qvla_core.models.pi05 import Pi05
+    from omega_qvla_core.runtime.cuda_gr00t import CudaGr00t
     from omega_qvla_core.runtime.cuda_pi05 import CudaPi05
 
     if isinstance(model, Pi05):
         return CudaPi05
+    if isinstance(model, Gr00tN15):
+        return CudaGr00t
     raise EngineError(f"there are no kernels for a {type(model).__name__}")

@@ -16,15 +16,12 @@ from torch import Tensor, nn
 from omega_qvla_core.errors import EngineError
 from omega_qvla_core.kernels.triton_kernels import rows
 from omega_qvla_core.kernels.triton_kernels.launch import Turn, padded_tokens
-from omega_qvla_core.kernels.triton_kernels.launch_rows import Coding, Heads, Shares, attend, merge, norm
-from omega_qvla_core.kernels.triton_kernels.layout import BLOCK_OUT, pair_rows, round_up
+from omega_qvla_core.kernels.triton_kernels.launch_rows import Coding, Heads, attend, merge, norm
+from omega_qvla_core.kernels.triton_kernels.layout import BLOCK_OUT, pair_rows
 from omega_qvla_core.kernels.triton_kernels.tuning import Tuning
 from omega_qvla_core.models.pi05_prefix import StepCondition
-from omega_qvla_core.runtime.cuda_layers import GatedInto, NormFactors, SmallProduct, Workspace
-from omega_qvla_core.runtime.cuda_sites import FloatSite, Site, read_site, scaled
-
-_KEYS_PER_SHARE = 128
-_MOST_SHARES = 8
+from omega_qvla_core.runtime.cuda_layers import ActivatedInto, NormFactors, SmallProduct, Workspace
+from omega_qvla_core.runtime.cuda_sites import FloatSite, SiteReader, scaled
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class _Layer:
     out: SmallProduct
     gate_up: SmallProduct
     down: SmallProduct
-    into: GatedInto
+    into: ActivatedInto
     norm1: tuple[NormFactors, ...]
     norm2: tuple[NormFactors, ...]
 
@@ -80,7 +77,8 @@ class CudaExpert:
         self.heads, self.tuned, self.dtype = heads, tuned, dtype
         self.width, self.eps, self.tokens = config.expert_width, config.rms_norm_eps, config.action_horizon
         self.steps = len(conditions)
-        self.sites: list[Site] = []
+        self._site = SiteReader(dtype, self.steps)
+        self.sites = self._site.sites
         if heads.count * heads.dim % BLOCK_OUT:
             raise EngineError(f"{heads.count} heads of {heads.dim} columns are not a multiple of {BLOCK_OUT}")
         if self.tokens > BLOCK_OUT:
@@ -95,11 +93,6 @@ class CudaExpert:
     def _float_product(self, linear: nn.Linear) -> SmallProduct:
         site = FloatSite(linear.weight.detach(), linear.bias.detach().float(), self.dtype)
         return SmallProduct(site, site.small(), self.tuned)
-
-    def _site(self, name: str, *linears: nn.Module) -> Site:
-        site = read_site(name, linears, self.dtype, self.steps)
-        self.sites.append(site)
-        return site
 
     def _layer(self, index: int, layer: nn.Module, conditions: Sequence[StepCondition]) -> _Layer:
         attention, mlp, name = layer.self_attn, layer.mlp, f"expert layer {index}"
@@ -116,7 +109,7 @@ class CudaExpert:
             out=SmallProduct(out, out.small(), self.tuned),
             gate_up=gated,
             down=into,
-            into=GatedInto(gated, into),
+            into=ActivatedInto("expert hidden", gated, into),
             norm1=tuple(self._factors(one.layers[index][0], qkv.unsmooth) for one in conditions),
             norm2=tuple(self._factors(one.layers[index][1], gate_up.unsmooth) for one in conditions),
         )
@@ -166,7 +159,8 @@ class CudaExpert:
         turn = Turn(suffix.cos, suffix.sin, cache[suffix.start :], queries, kv)
         qkv = work.buffer("expert qkv", x.shape[0], layer.qkv.weight.row_tiles * BLOCK_OUT)
         layer.qkv.turned(work, operand, qkv, turn)
-        shares, blocks = self._shares(work, suffix.start), self.tuned.shared_attention
+        shares = work.shares("expert", suffix.start, tokens, heads.count, heads.dim, more=1)
+        blocks = self.tuned.shared_attention
         attend(
             qkv, cache, cache[:, kv:], suffix.keys, shares, heads, tokens, suffix_start=suffix.start,
             most_keys=suffix.start, block_rows=blocks.rows, block_keys=blocks.keys, warps=blocks.warps,
@@ -189,15 +183,6 @@ class CudaExpert:
             mul=factors.mul, add=factors.add, parts=parts, gate=gate, tokens=self.tokens, width=self.width,
             early=self.tuned.early,
         )  # fmt: skip
-
-    def _shares(self, work: Workspace, room: int) -> Shares:
-        count = min(_MOST_SHARES, -(-room // _KEYS_PER_SHARE)) + 1
-        padded = round_up(self.tokens * self.heads.count, 128)
-        mixed = work.buffer("expert shares", count, padded, self.heads.dim, dtype=torch.float32)
-        peak, total = (
-            work.buffer(f"expert {name}", count, padded, dtype=torch.float32) for name in ("peaks", "totals")
-        )
-        return Shares(mixed, peak, total)
 
 
 def suffix_angles(keys: Tensor, tokens: int, dim: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,12 @@ precision run through the same sequence of kernels, so that a comparison of prec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from omega_qvla_core.kernels.triton_kernels import large_gemm, rows, small_gemm
+from omega_qvla_core.kernels.triton_kernels import large_gemm, numerics, rows, small_gemm
 from omega_qvla_core.kernels.triton_kernels.launch import (
     Blocks,
     Joining,
@@ -21,11 +21,14 @@ from omega_qvla_core.kernels.triton_kernels.launch import (
     shares,
     small_linear,
 )
-from omega_qvla_core.kernels.triton_kernels.launch_rows import Coding, gate, norm
+from omega_qvla_core.kernels.triton_kernels.launch_rows import Coding, Shares, activate, norm
 from omega_qvla_core.kernels.triton_kernels.layout import BLOCK_OUT, round_up
 from omega_qvla_core.kernels.triton_kernels.tuning import Tuning
 from omega_qvla_core.kernels.triton_kernels.weights import FLOAT_BITS, LargeWeight, SmallWeight
-from omega_qvla_core.runtime.cuda_sites import Site
+from omega_qvla_core.runtime.cuda_sites import Site, scaled
+
+_KEYS_PER_SHARE = 128
+_MOST_SHARES = 8
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,13 @@ class NormFactors:
     mul: Tensor | None
     add: Tensor | None = None
     gate: Tensor | None = None
+
+    @classmethod
+    def of_layer_norm(cls, norm: nn.LayerNorm, unsmooth: Tensor | None) -> NormFactors:
+        """Weight and bias of a LayerNorm whose output a site reads."""
+        if norm.weight is None:
+            return cls(unsmooth)
+        return cls(scaled(norm.weight, unsmooth), scaled(norm.bias, unsmooth))
 
 
 class Workspace:
@@ -61,6 +71,16 @@ class Workspace:
         groups = 1 if coding.mode == rows.TOKEN else weight.columns // coding.group
         scales = self.buffer(f"{name} scales", groups, round_up(tokens, 16), dtype=torch.float32)
         return Operand(codes, scales)
+
+    def shares(self, name: str, keys: int, tokens: int, heads: int, dim: int, more: int = 0) -> Shares:
+        """Room for attention in shares of up to ``keys`` keys, and ``more`` shares besides."""
+        count = min(_MOST_SHARES, -(-keys // _KEYS_PER_SHARE)) + more
+        padded = round_up(tokens * heads, 128)
+        mixed = self.buffer(f"{name} shares", count, padded, dim, dtype=torch.float32)
+        peak, total = (
+            self.buffer(f"{name} {kind}", count, padded, dtype=torch.float32) for kind in ("peaks", "totals")
+        )
+        return Shares(mixed, peak, total)
 
     def bytes(self) -> int:
         """Of all buffers."""
@@ -123,11 +143,13 @@ class LargeProduct:
     def _by_library(self, operand: Operand, out: Tensor, activation: int, residual: Tensor | None) -> bool:
         """Let cuBLAS do what it does in one call, and faster than a kernel of ours; whether it did."""
         weight, x = self.weight, operand.values
+        # Rows in float32 around products of another type are the kernel's.
+        mixed = out.dtype != x.dtype or (residual is not None and residual.dtype != x.dtype)
         # Padded rows of the weight are zeros, so that padded columns of ``out`` may be computed too.
         width = min(out.shape[1], weight.rows.shape[0])
         matrix, target = weight.rows[:width].t(), out[:, :width]
         bias = None if self._bias is None else self._bias[:width]
-        if not x.is_cuda or weight.gate_rows or (residual is not None and bias is not None):
+        if not x.is_cuda or mixed or weight.gate_rows or (residual is not None and bias is not None):
             return False
         if activation == large_gemm.GELU and bias is not None:
             torch._addmm_activation(bias, x, matrix, use_gelu=True, out=target)
@@ -155,6 +177,11 @@ class SmallProduct:
         self.site = site
         self.weight = weight
         self.stages, self.early = tuned.small_stages, tuned.early
+        self._tuned = tuned
+
+    def with_bias(self, bias: Tensor) -> SmallProduct:
+        """The same product with another bias, float32 ``[O padded]``, on the same weight."""
+        return SmallProduct(self.site, replace(self.weight, bias=bias), self._tuned)
 
     def operand(self, work: Workspace, name: str, tokens: int) -> Operand:
         """Room for its input."""
@@ -177,9 +204,10 @@ class SmallProduct:
         self._run(operand, out, small_gemm.STORE, joining=self._joining(work, operand))
         return out
 
-    def gated(self, work: Workspace, operand: Operand, out: Tensor, silu: bool = False) -> None:
-        """The activated product."""
-        self._run(operand, out, small_gemm.GATED, silu=silu, joining=self._joining(work, operand))
+    def activated(self, work: Workspace, operand: Operand, out: Tensor, activation: int) -> None:
+        """The activated product, of gate and up if it is gated."""
+        epilogue = small_gemm.GATED if self.weight.gate_tiles else small_gemm.ACTIVATED
+        self._run(operand, out, epilogue, activation=activation, joining=self._joining(work, operand))
 
     def _joining(self, work: Workspace, operand: Operand) -> Joining | None:
         if shares(self.weight) == 1:
@@ -194,37 +222,39 @@ class SmallProduct:
         )
 
 
-class GatedInto:
-    """A gated product whose result another site reads, coded for it.
+class ActivatedInto:
+    """An activated product, gated or not, whose result another site reads, coded for it.
 
     Args:
-        gate_up: The gated site.
-        down: What reads the result.
-        silu: Activation of the gate.
+        name: Of the buffer between them.
+        first: What is activated.
+        second: What reads the result.
+        activation: See ``numerics.activate``.
     """
 
-    def __init__(self, gate_up: SmallProduct, down: SmallProduct, silu: bool = False) -> None:
-        self.gate_up, self.down, self.silu = gate_up, down, silu
-        coding = down.site.coding(0)
+    def __init__(self, name: str, first: SmallProduct, second: SmallProduct, activation: int = numerics.GELU) -> None:
+        self.name, self.first, self.second, self.activation = name, first, second, activation
+        coding = second.site.coding(0)
         # Scales that span the whole row need the whole row: a kernel of its own codes it.
         self.by_shares = coding.mode != rows.TOKEN and coding.tail is None
 
-    def __call__(self, work: Workspace, operand: Operand, tokens: int, step: int) -> Operand:
-        out = self.down.operand(work, "hidden", tokens)
-        coding = self.down.site.coding(step)
-        outputs = self.gate_up.weight.row_tiles * BLOCK_OUT
+    def __call__(self, work: Workspace, operand: Operand, tokens: int, step: int, room: int | None = None) -> Operand:
+        """The coded result of ``tokens`` rows; rows up to ``room`` are zeros."""
+        first, second = self.first, self.second
+        out = second.operand(work, self.name, tokens if room is None else room)
+        coding, width = second.site.coding(step), first.weight.outputs
+        columns = first.weight.row_tiles * BLOCK_OUT
         if self.by_shares:
-            parts = self.gate_up.parts(work, "gate and up", operand)
-            gate(
-                parts, out.values, out.scales, coding, tokens, self.gate_up.weight.outputs, outputs, silu=self.silu,
-                mul=self.down.site.unsmooth, early=self.gate_up.early,
+            parts = first.parts(work, f"{self.name} shares", operand)
+            activate(
+                parts, out.values, out.scales, coding, tokens, width, activation=self.activation,
+                up_column=columns if first.weight.gate_tiles else None, mul=second.site.unsmooth, early=first.early,
             )  # fmt: skip
             return out
-        activated = work.buffer("activated", operand.values.shape[0], outputs)
-        self.gate_up.gated(work, operand, activated, self.silu)
-        width = self.gate_up.weight.outputs
+        activated = work.buffer("activated", operand.values.shape[0], columns)
+        first.activated(work, operand, activated, self.activation)
         norm(
-            activated, out.values, out.scales, coding, mul=self.down.site.unsmooth, tokens=tokens, width=width,
-            early=self.gate_up.early,
+            activated, out.values, out.scales, coding, mul=second.site.unsmooth, tokens=tokens, width=width,
+            early=first.early,
         )  # fmt: skip
         return out

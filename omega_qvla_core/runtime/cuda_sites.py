@@ -127,6 +127,28 @@ def read_site(name: str, linears: Sequence[nn.Module], dtype: torch.dtype, steps
     return _coded(name, site, steps)
 
 
+class SiteReader:
+    """Reads the sites of one part of a model.
+
+    Args:
+        dtype: See ``read_site``.
+        steps: See ``read_site``.
+
+    Attributes:
+        sites: What was read, for the name of the precision.
+    """
+
+    def __init__(self, dtype: torch.dtype, steps: int = 0) -> None:
+        self._dtype, self._steps = dtype, steps
+        self.sites: list[Site] = []
+
+    def __call__(self, name: str, *linears: nn.Module) -> Site:
+        """``read_site``."""
+        site = read_site(name, linears, self._dtype, self._steps)
+        self.sites.append(site)
+        return site
+
+
 def _coded(name: str, site: QuantizedSite, steps: int) -> CodedSite:
     spec, recipe, tensors = site.spec, site.spec.recipe, site.tensors()
     if not spec.executable or recipe.activation not in _MODES:

@@ -47,7 +47,7 @@ SMALL = {
     "GROUPS": 16,
     "SCALED": True,
     "HAS_BIAS": False,
-    "SILU": False,
+    "ACTIVATION": 0,
     "HALF_DIM": 128,
     "SHARES": 1,
     "EARLY": False,
@@ -72,6 +72,26 @@ def cases(target, capability):
             {"EPILOGUE": 2, "UNIT": 16, "UNITS": 1, "GROUPS": 1, "BITS": 16, "SCALED": False},
             floats | half,
         ),
+        # The MLP of GR00T's transformer with a scale per token, and its unquantized products in shares.
+        (
+            "activated int8 rows",
+            {
+                "EPILOGUE": 5,
+                "UNIT": 3,
+                "UNITS": 1,
+                "GROUPS": 1,
+                "BLOCK_IN": 128,
+                "BITS": 8,
+                "HAS_BIAS": True,
+                "SHARES": 4,
+            },
+            codes | half,
+        ),
+        (
+            "partial floats",
+            {"EPILOGUE": 1, "UNIT": 6, "UNITS": 1, "GROUPS": 1, "BITS": 16, "SCALED": False, "HAS_BIAS": True},
+            floats,
+        ),
     ):
         yield f"small_gemm {name}", small_gemm.small_gemm, small | changes, pointers, 4
     for name, blocks, changes, pointers in (
@@ -82,6 +102,14 @@ def cases(target, capability):
         ("int8 gated", target.gated, {"ACTIVATION": 2}, codes),
         ("floats", target.floats, {"BITS": 16, "SCALED": False, "HAS_RESIDUAL": True}, floats),
         ("floats gated", target.floats_gated, {"BITS": 16, "SCALED": False, "ACTIVATION": 2}, floats),
+        ("int8 gated silu", target.gated, {"ACTIVATION": 3}, codes),
+        # GR00T's adapter, whose rows are float32.
+        (
+            "floats into float32",
+            target.floats,
+            {"BITS": 16, "SCALED": False, "HAS_BIAS": True, "HAS_RESIDUAL": True},
+            floats | {"out_ptr": "*fp32", "residual_ptr": "*fp32"},
+        ),
     ):
         sizes = {
             "BLOCK_TOKENS": blocks.tokens,
@@ -91,17 +119,24 @@ def cases(target, capability):
         }
         plain = {"BITS": 8, "GROUPED": False, "SCALED": True, "ACTIVATION": 0, "HAS_BIAS": False, "HAS_RESIDUAL": False}
         constants = plain | changes | sizes | {"STAGES": blocks.stages}
-        pointers = pointers | half | {"residual_ptr": "*bf16"}
+        pointers = half | {"residual_ptr": "*bf16"} | pointers
         yield f"large_gemm {name}", large_gemm.large_gemm, constants, pointers, blocks.warps
-    for name, blocks, split in (("whole", target.attention, False), ("shares", target.shared_attention, True)):
+    # Query heads per key head, half of a head; the last three are GR00T's language tower, adapter and transformer.
+    for name, blocks, (heads, half_dim), split, suffix, causal in (
+        ("whole", target.attention, (8, 128), False, False, False),
+        ("shares", target.shared_attention, (8, 128), True, True, False),
+        ("causal", target.attention, (2, 64), False, False, True),
+        ("of one query head", target.attention, (1, 32), False, False, False),
+        ("shares of odd heads", target.shared_attention, (1, 24), True, False, False),
+    ):
         constants = {
-            "QUERY_HEADS": 8,
-            "HALF_DIM": 128,
-            "HALF_BLOCK": 128,
+            "QUERY_HEADS": heads,
+            "HALF_DIM": half_dim,
+            "HALF_BLOCK": 1 << (half_dim - 1).bit_length(),
             "BLOCK_ROWS": blocks.rows,
             "BLOCK_KEYS": blocks.keys,
-            "SUFFIX": split,
-            "CAUSAL": False,
+            "SUFFIX": suffix,
+            "CAUSAL": causal,
             "SPLIT": split,
             "EARLY": False,
             "STAGES": blocks.stages,
@@ -113,6 +148,8 @@ def cases(target, capability):
     code = EXPERT_NORM | {"ROTATE": True, "CODES": 2}
     yield "norm_rows codes", rows.norm_rows, code, {"out_ptr": "*i8"}, 4
     yield "norm_rows floats", rows.norm_rows, EXPERT_NORM | {"ROTATE": False, "CODES": 0}, half, 4
+    layer = code | {"BLOCKS": 32, "NORM": 2, "GATED": False, "EARLY": capability >= 90}
+    yield "norm_rows layer norm", rows.norm_rows, layer, {"out_ptr": "*i8"}, 4
     wide = code | {"BLOCKS": 256, "PARTS": 0, "GATED": False, "NORM": 0, "HAS_ADD": False, "CODES": 1}
     yield "norm_rows wide", rows.norm_rows, wide, {"x_ptr": "*bf16", "out_ptr": "*i8"}, 8
     merged = {
@@ -129,10 +166,15 @@ def cases(target, capability):
         "EARLY": capability >= 90,
     }
     yield "merge_rows", rows.merge_rows, merged | {"CODES": 1}, {"out_ptr": "*i8"}, 4
+    odd = merged | {"HEADS": 32, "HEAD_DIM": 48, "SPLITS": 5}
+    yield "merge_rows of odd heads", rows.merge_rows, odd, {"out_ptr": "*i8"}, 4
     yield "merge_heads", rows.merge_heads, merged | {"BLOCKS": 16}, {"out_ptr": "*i8"}, 4
     gated = {name: merged[name] for name in ("HAS_MUL", "ROTATE", "TAIL", "CODES", "GROUP", "HIGH", "EARLY")}
-    gated |= {"BLOCKS": 16, "PARTS": 2, "SILU": False}
-    yield "gate_rows", rows.gate_rows, gated, {"out_ptr": "*i8"}, 4
+    gated |= {"BLOCKS": 16, "PARTS": 2, "GATED": True, "ACTIVATION": 0}
+    yield "activate_rows gated", rows.activate_rows, gated, {"out_ptr": "*i8"}, 4
+    yield "activate_rows", rows.activate_rows, gated | {"GATED": False}, {"out_ptr": "*i8"}, 4
+    plain = gated | {"GATED": False, "ACTIVATION": 2, "ROTATE": False, "CODES": 0}
+    yield "activate_rows floats", rows.activate_rows, plain, half, 4
 
 
 def compile_one(kernel, constants, pointers, warps, capability):

@@ -12,7 +12,7 @@ from triton_cases import DEVICE, FLOAT, largest_difference, random_codes, random
 
 from omega_qvla_core.kernels import GroupedWeight
 from omega_qvla_core.kernels.reference import dequantize
-from omega_qvla_core.kernels.triton_kernels import large_gemm, small_gemm
+from omega_qvla_core.kernels.triton_kernels import large_gemm, numerics, small_gemm
 from omega_qvla_core.kernels.triton_kernels.launch import (
     Blocks,
     Joining,
@@ -75,12 +75,30 @@ def test_triton_float_weight_is_a_plain_product_with_bias():
 @pytest.mark.parametrize("group", [64, 256])
 def test_triton_gated_product_activates_the_gate(silu, group):
     weight, codes = random_weight(2 * 64, 256, group), random_codes(TOKENS, 256)
-    scales = scales_of(256 // group)
+    scales, activation = scales_of(256 // group), numerics.SILU if silu else numerics.GELU
     out = torch.zeros(TOKENS, 64, device=DEVICE)
-    small_linear(codes, scales, small_weight(weight, gated=True), out, small_gemm.GATED, silu=silu)
+    gated = small_weight(weight, gated=True)
+    small_linear(codes, scales, gated, out, small_gemm.GATED, activation=activation)
     gate, up = (expected_product(codes, scales, weight) * 1.0).chunk(2, dim=1)
     gate = F.silu(gate) if silu else F.gelu(gate, approximate="tanh")
     assert largest_difference(out, gate * up) < 1e-5
+
+
+@pytest.mark.parametrize("group", [64, 192], ids=["groups", "row"])
+@pytest.mark.parametrize("activation", [numerics.GELU, numerics.RELU], ids=["gelu", "relu"])
+def test_triton_product_with_bias_is_activated_once_its_shares_are_joined(activation, group):
+    weight, bias, codes = random_weight(70, 192, group), random_floats(70, seed=5), random_codes(TOKENS, 192)
+    prepared, scales = small_weight(weight, bias), scales_of(192 // group)
+    codes = F.pad(codes, (0, prepared.columns - 192))
+    joining = Joining(
+        torch.full((Joining.numbers(prepared, TOKENS),), float("nan"), device=DEVICE),
+        torch.zeros(2, dtype=torch.int32, device=DEVICE),
+    )
+    out = torch.zeros(TOKENS, 128, device=DEVICE)
+    small_linear(codes, scales, prepared, out, small_gemm.ACTIVATED, activation=activation, joining=joining)
+    expected = expected_product(codes[:, :192], scales, weight) + bias
+    expected = F.relu(expected) if activation == numerics.RELU else F.gelu(expected, approximate="tanh")
+    assert largest_difference(out[:, :70], expected) < 1e-5
 
 
 @pytest.mark.parametrize("head_dim", [16, 64])
@@ -149,6 +167,15 @@ def test_triton_many_tokens_with_gate_bias_and_residual(bits):
     large_linear(x, used, one, out, large_gemm.GELU, None, LARGE)
     gate = expected_product(codes, used, half) + bias
     assert largest_difference(out, F.gelu(gate, approximate="tanh")) < 1e-4
+
+
+def test_triton_many_tokens_add_a_floating_product_to_float32_rows_in_place():
+    weight, bias = random_floats(50, 100), random_floats(50, seed=5)
+    x, rows = random_floats(37, 128, seed=1).to(FLOAT), random_floats(37, 50, seed=2)
+    x[:, 100:] = 0
+    expected = rows.double() + x[:, :100].double() @ weight.to(FLOAT).double().t() + bias.double()
+    large_linear(x, None, large_float_weight(weight, bias, dtype=FLOAT), rows, residual=rows, blocks=LARGE)
+    assert rows.dtype == torch.float32 and largest_difference(rows, expected) < 1e-5
 
 
 @pytest.mark.parametrize("gated", [False, True])

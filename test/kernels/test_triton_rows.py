@@ -10,13 +10,13 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 
 from triton_cases import DEVICE, FLOAT, ROTATION_RELATIVE, largest_difference, random_floats
 
-from omega_qvla_core.kernels.triton_kernels import rows
+from omega_qvla_core.kernels.triton_kernels import numerics, rows
 from omega_qvla_core.kernels.triton_kernels.launch_rows import (
     Coding,
     Heads,
     Shares,
+    activate,
     attend,
-    gate,
     hadamard_tail,
     merge,
     norm,
@@ -169,17 +169,34 @@ def test_triton_heads_are_normed_turned_and_put_into_the_cache(normed):
     assert torch.allclose(k_out, flat[1], atol=1e-5) and torch.equal(v_out, flat[2])
 
 
-@pytest.mark.parametrize("silu", [False, True], ids=["gelu", "silu"])
-def test_triton_shares_of_a_gated_product_are_added_activated_and_coded(silu):
-    width, group = 1100, 64
+ACTIVATIONS = {
+    numerics.GELU: lambda x: F.gelu(x, approximate="tanh"),
+    numerics.SILU: F.silu,
+    numerics.RELU: F.relu,
+}
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=["gelu", "silu", "relu"])
+def test_triton_shares_of_a_product_are_added_activated_and_coded(activation, gated):
+    width, group, up = 1100, 64, 1152 if gated else None
     parts, mul = random_floats(3, 16, 2 * 1152), random_floats(width, seed=1)
     gates, ups = parts.sum(dim=0)[:TOKENS, :width], parts.sum(dim=0)[:TOKENS, 1152 : 1152 + width]
-    expected = (F.silu(gates) if silu else F.gelu(gates, approximate="tanh")) * ups * mul
+    expected = ACTIVATIONS[activation](gates) * (ups if gated else 1.0) * mul
     plain = torch.zeros(TOKENS, 1152, dtype=FLOAT, device=DEVICE)
-    gate(parts, plain, None, Coding(), TOKENS, width, 1152, silu=silu, mul=mul)
+    activate(parts, plain, None, Coding(), TOKENS, width, up_column=up, activation=activation, mul=mul)
     assert largest_difference(plain[:, :width], expected) < 2.0**-8
     codes, scales = torch.zeros(TOKENS, 1152, dtype=torch.int8, device=DEVICE), torch.zeros(18, 16, device=DEVICE)
-    factor = torch.full((18,), 1 / 127, device=DEVICE)
-    gate(parts, codes, scales, Coding(rows.TOKEN_GROUP, group, 127, factor), TOKENS, width, 1152, silu=silu, mul=mul)
+    coding = Coding(rows.TOKEN_GROUP, group, 127, torch.full((18,), 1 / 127, device=DEVICE))
+    activate(parts, codes, scales, coding, TOKENS, width, up_column=up, activation=activation, mul=mul)
     back = codes.view(TOKENS, 18, 64) * scales[:, :TOKENS].t()[..., None]
     assert largest_difference(back.view(TOKENS, -1)[:, :width], expected) < 1 / 127
+
+
+def test_triton_activation_does_not_hide_what_is_not_a_number():
+    parts = random_floats(1, 16, 1088)
+    parts[0, 2, 70] = float("nan")
+    for activation in ACTIVATIONS:
+        out = torch.zeros(TOKENS, 1088, device=DEVICE)
+        activate(parts, out, None, Coding(), TOKENS, 1088, activation=activation)
+        assert out[2, 70].isnan() and out.isnan().sum() == 1

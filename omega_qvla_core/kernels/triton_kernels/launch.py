@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from omega_qvla_core.kernels.triton_kernels import large_gemm as large
+from omega_qvla_core.kernels.triton_kernels import numerics
 from omega_qvla_core.kernels.triton_kernels import small_gemm as small
 from omega_qvla_core.kernels.triton_kernels.layout import BLOCK_OUT, round_up
 from omega_qvla_core.kernels.triton_kernels.weights import FLOAT_BITS, LargeWeight, SmallWeight
@@ -88,7 +89,7 @@ def small_linear(
     out: Tensor,
     epilogue: int = small.STORE,
     *,
-    silu: bool = False,
+    activation: int = numerics.GELU,
     turn: Turn | None = None,
     joining: Joining | None = None,
     stages: int = 4,
@@ -103,7 +104,7 @@ def small_linear(
         weight: The weight.
         out: ``[T padded, O padded]``; ``[shares, T padded, O padded]`` for PARTIAL; int32 ``[G, ...]`` for SUMS.
         epilogue: See ``small_gemm``.
-        silu: Activation of a gated product, else tanh-GELU.
+        activation: Of GATED and ACTIVATED: see ``numerics.activate``.
         turn: For ROTARY.
         joining: To cut K into shares where that fills the GPU; None to let one program have all of K. Not for PARTIAL.
         stages: Loads in flight.
@@ -154,7 +155,7 @@ def small_linear(
         SCALED=scaled,
         EPILOGUE=epilogue,
         HAS_BIAS=weight.bias is not None,
-        SILU=silu,
+        ACTIVATION=activation,
         HALF_DIM=1 if turn is None else turn.cos.shape[1],
         SHARES=1 if joining is None or epilogue in (small.PARTIAL, small.SUMS) else count,
         STAGES=stages,

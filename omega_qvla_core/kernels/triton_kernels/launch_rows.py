@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from omega_qvla_core.kernels.triton_kernels import attention as attention_kernels
-from omega_qvla_core.kernels.triton_kernels import rows
+from omega_qvla_core.kernels.triton_kernels import numerics, rows
 from omega_qvla_core.kernels.triton_kernels.launch import launch_options
 from omega_qvla_core.kernels.triton_kernels.layout import hadamard, round_up
 
@@ -18,8 +18,8 @@ _FEWEST_LINES = 16
 """Rows of the smallest product that rotates a token."""
 _LONG_ROW = 4096
 """Columns from which a token gets more warps."""
-_GATE_LINES = 16
-"""Lines of 64 columns of one program of ``gate``."""
+_ACTIVATE_LINES = 16
+"""Lines of 64 columns of one program of ``activate``."""
 _ROW_WARPS = 4
 _LONG_ROW_WARPS = 8
 _MERGE_WARPS = 4
@@ -220,22 +220,28 @@ def merge(shares: Shares, out: Tensor, scales: Tensor | None, coding: Coding, to
     )
 
 
-def gate(
+def activate(
     parts: Tensor,
     out: Tensor,
     scales: Tensor | None,
     coding: Coding,
     tokens: int,
     width: int,
-    up_column: int,
     *,
-    silu: bool = False,
+    up_column: int | None = None,
+    activation: int = numerics.GELU,
     mul: Tensor | None = None,
     early: bool = False,
 ) -> None:
-    """See ``rows.gate_rows``: shares float32 ``[S, T padded, 2 * K padded]`` to ``[T, K]``, coded as ``norm`` does."""
+    """See ``rows.activate_rows``: shares of a product to ``[T, K]``, coded as ``norm`` does.
+
+    Args:
+        parts: float32 ``[S, T padded, K padded]``, twice as many columns for a gated product.
+        up_column: Column where a gated product's up projection starts; None without one.
+        activation: See ``numerics.activate``.
+    """
     spare = out if scales is None else scales
-    rows.gate_rows[(tokens, triton.cdiv(width, _GATE_LINES * _LINE))](
+    rows.activate_rows[(tokens, triton.cdiv(width, _ACTIVATE_LINES * _LINE))](
         parts,
         spare if mul is None else mul,
         spare if coding.factor is None else coding.factor,
@@ -246,10 +252,11 @@ def gate(
         spare.stride(0),
         width,
         out.stride(0),
-        up_column,
-        BLOCKS=_GATE_LINES,
+        0 if up_column is None else up_column,
+        BLOCKS=_ACTIVATE_LINES,
         PARTS=parts.shape[0],
-        SILU=silu,
+        GATED=up_column is not None,
+        ACTIVATION=activation,
         HAS_MUL=mul is not None,
         **coding.constants,
         EARLY=early,

@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+GELU, SILU, RELU = 0, 1, 2
+
 
 @triton.jit
 def round_half_even(x):
@@ -22,6 +24,19 @@ def silu(x):
 def gelu_tanh(x):
     """tanh-GELU: ``x * sigmoid(2 z)`` with ``z = sqrt(2 / pi) (x + 0.044715 x^3)``, which equals its tanh form."""
     return x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    """GELU (its tanh form), SILU or RELU of ``x``."""
+    if ACTIVATION == 0:
+        y = gelu_tanh(x)
+    elif ACTIVATION == 1:
+        y = silu(x)
+    else:
+        # Not a maximum, which would hide a value that is not a number.
+        y = tl.where(x < 0.0, 0.0, x)
+    return y
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from omega_qvla_core.kernels.triton_kernels.numerics import begin, gelu_tanh, rotate_lines, round_half_even, silu
+from omega_qvla_core.kernels.triton_kernels.numerics import activate, begin, rotate_lines, round_half_even
 
 NO_NORM, RMS_NORM, LAYER_NORM = 0, 1, 2
 FLOATS, TOKEN, TOKEN_GROUP = 0, 1, 2
@@ -248,8 +248,8 @@ def merge_heads(
 
 
 @triton.jit
-def gate_rows(
-    parts_ptr,  # float32 [PARTS, T padded, parts_stride]: columns of the gate, then of the up projection
+def activate_rows(
+    parts_ptr,  # float32 [PARTS, T padded, parts_stride]: columns of the gate, then (GATED) of the up projection
     mul_ptr,  # float32 [K]
     factor_ptr,
     out_ptr,  # codes int8, or numbers, [T, out_stride]
@@ -262,7 +262,8 @@ def gate_rows(
     up_column,  # column of the parts where the up projection starts
     BLOCKS: tl.constexpr,
     PARTS: tl.constexpr,
-    SILU: tl.constexpr,
+    GATED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     HAS_MUL: tl.constexpr,
     ROTATE: tl.constexpr,
     TAIL: tl.constexpr,
@@ -271,7 +272,7 @@ def gate_rows(
     HIGH: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """Add up the shares of a gated product, activate, rotate and code; a program per token and BLOCKS lines.
+    """Add up the shares of a product, activate, gate, rotate and code; a program per token and BLOCKS lines.
 
     No scale spans programs: not for CODES 1, and no tail.
     """
@@ -285,8 +286,11 @@ def gate_rows(
     for part in tl.static_range(PARTS):
         place = parts_ptr + (part * tokens_padded + token).to(tl.int64) * parts_stride + first + columns
         gate += tl.load(place, mask=inside, other=0.0)
-        up += tl.load(place + up_column, mask=inside, other=0.0)
-    v = (silu(gate) if SILU else gelu_tanh(gate)) * up
+        if GATED:
+            up += tl.load(place + up_column, mask=inside, other=0.0)
+    v = activate(gate, ACTIVATION)
+    if GATED:
+        v = v * up
     if HAS_MUL:
         v = v * tl.load(mul_ptr + first + columns, mask=inside, other=0.0)
     group = first // GROUP

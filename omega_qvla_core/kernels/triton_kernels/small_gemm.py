@@ -7,10 +7,10 @@ scales of token and group, row and group multiply the sum in float32, groups in 
 
 What happens to the product is the epilogue: ``STORE`` writes ``[T, O]``; ``PARTIAL`` writes one float32 ``[T, O]`` per
 share of K, which the next kernel adds up; else the program of a tile that finishes last does. Both add in a fixed
-order, so that the same input gives the same bits. ``GATED`` has two weights (gate and up) and writes the activated
-product; ``SUMS`` writes the integers themselves, ``[groups, T, O]``; ``ROTARY`` turns queries and keys to their
-positions: rows 2 p and 2 p + 1 of the weight are the columns that rotary positions pair (see ``pair_rows``), and
-keys and values go straight to their place in the cache.
+order, so that the same input gives the same bits. ``ACTIVATED`` writes the activated product; ``GATED`` has two weights
+(gate and up) and writes the activated gate times up; ``SUMS`` writes the integers themselves, ``[groups, T, O]``;
+``ROTARY`` turns queries and keys to their positions: rows 2 p and 2 p + 1 of the weight are the columns that rotary
+positions pair (see ``pair_rows``), and keys and values go straight to their place in the cache.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from omega_qvla_core.kernels.triton_kernels.numerics import begin, gelu_tanh, silu
+from omega_qvla_core.kernels.triton_kernels.numerics import activate, begin
 
-STORE, PARTIAL, GATED, SUMS, ROTARY = 0, 1, 2, 3, 4
+STORE, PARTIAL, GATED, SUMS, ROTARY, ACTIVATED = 0, 1, 2, 3, 4, 5
 
 
 @triton.jit
@@ -45,15 +45,17 @@ def _products(acc, weights, x_ptr, tokens, block, x_stride, BLOCK_IN: tl.constex
 def _finish(
     y, y_up, tile, share, tokens, bias_ptr, out_ptr, cos_ptr,
     sin_ptr, kv_ptr, tokens_padded, outputs, query_width, turned_width, kv_stride, BLOCK_OUT: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr, EPILOGUE: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
-    HALF_DIM: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, EPILOGUE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr, HALF_DIM: tl.constexpr,
 ):  # fmt: skip
     """The epilogue: what is done with a finished tile ``[BLOCK_OUT, BLOCK_TOKENS]``."""
     columns = tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     if HAS_BIAS:
         y += tl.load(bias_ptr + columns)[:, None] * (1.0 if share == 0 else 0.0)
     if EPILOGUE == 2:
-        y = (silu(y) if SILU else gelu_tanh(y)) * y_up
+        y = activate(y, ACTIVATION) * y_up
+    if EPILOGUE == 5:
+        y = activate(y, ACTIVATION)
     if EPILOGUE == 4:
         pair = tile * (BLOCK_OUT // 2) + tl.arange(0, BLOCK_OUT // 2)
         first = (pair // HALF_DIM) * (2 * HALF_DIM) + pair % HALF_DIM
@@ -111,7 +113,7 @@ def small_gemm(
     SCALED: tl.constexpr,
     EPILOGUE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     HALF_DIM: tl.constexpr,  # half a head, of ROTARY
     SHARES: tl.constexpr,  # shares of K that are joined here; 1 for PARTIAL, whose shares the next kernel joins
     STAGES: tl.constexpr,
@@ -174,7 +176,7 @@ def small_gemm(
     if SHARES == 1:
         _finish(
             y, y_up, tile, share, tokens, bias_ptr, out_ptr, cos_ptr, sin_ptr, kv_ptr, tokens_padded, outputs,
-            query_width, turned_width, kv_stride, BLOCK_OUT, BLOCK_TOKENS, EPILOGUE, HAS_BIAS, SILU, HALF_DIM,
+            query_width, turned_width, kv_stride, BLOCK_OUT, BLOCK_TOKENS, EPILOGUE, HAS_BIAS, ACTIVATION, HALF_DIM,
         )  # fmt: skip
     else:
         size: tl.constexpr = BLOCK_OUT * BLOCK_TOKENS
@@ -197,5 +199,5 @@ def small_gemm(
             tl.store(counter_ptr + owner, 0)
             _finish(
                 y, y_up, tile, 0, tokens, bias_ptr, out_ptr, cos_ptr, sin_ptr, kv_ptr, tokens_padded, outputs,
-                query_width, turned_width, kv_stride, BLOCK_OUT, BLOCK_TOKENS, EPILOGUE, HAS_BIAS, SILU, HALF_DIM,
+                query_width, turned_width, kv_stride, BLOCK_OUT, BLOCK_TOKENS, EPILOGUE, HAS_BIAS, ACTIVATION, HALF_DIM,
             )  # fmt: skip
