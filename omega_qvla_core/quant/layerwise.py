@@ -46,7 +46,7 @@ class LayerwiseCalibration:
         device: Where layers run.
         seed: As in ``quantize_policy``.
         reservoir_tokens: As in ``calibrate``.
-        parts: What scope ``whole`` puts in the place of modules; they are asked for when their stage runs.
+        parts: What scope ``whole`` puts in the place of modules (needed for it alone); asked for when a stage runs.
 
     Attributes:
         manifest: What the calibration sees: observations, hashes, seeds.

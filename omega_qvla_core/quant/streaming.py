@@ -151,6 +151,7 @@ def quantize_checkpoint(
         PackError: ``out`` holds units of another recipe, checkpoint or calibration.
         CheckpointError: The checkpoint is damaged or of another model than its configuration says.
         ConfigError: A configuration is not valid.
+        ObservationError: An observation to calibrate on does not fit the policy; InstructionError: its text does not.
     """
     started = time.monotonic()
     if calibration is not None and observations is not None:
