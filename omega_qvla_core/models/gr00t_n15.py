@@ -199,7 +199,10 @@ class Gr00tN15(nn.Module):
             prefix: From ``embed_prefix``.
             last_hidden: For the same call as in Pi 0.5; every layer of this tower is needed in any case.
         """
-        features = self.action_head.adapt(self.backbone.features(prefix))
+        return self.cache(prefix, self.action_head.adapt(self.backbone.features(prefix)))
+
+    def cache(self, prefix: Gr00tPrefix, features: Tensor) -> Gr00tCache:
+        """``encode_prefix`` of a prefix whose adapted features ``[B, T, feature_width]`` are known."""
         return Gr00tCache(
             contexts=self.expert.contexts(features),
             state_features=self.action_head.state_encoder(prefix.state, prefix.embodiment),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from omega_qvla_core.models.pi05 import Pi05
-from omega_qvla_core.models.pi05_prefix import Prefix, PrefixCache, StepCondition
+from omega_qvla_core.models.pi05_prefix import Prefix, PrefixCache
 
 
 def language_layer(model: Pi05, index: int, x: Tensor, prefix: Prefix) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,7 +30,12 @@ def expert_input(model: Pi05, x_t: Tensor, dtype: object) -> Tensor:
 
 
 def expert_layer(
-    model: Pi05, index: int, x: Tensor, condition: StepCondition, keys_values: tuple[Tensor, Tensor], prefix: Prefix
+    model: Pi05,
+    index: int,
+    x: Tensor,
+    modulation: tuple[Tensor, Tensor],
+    keys_values: tuple[Tensor, Tensor],
+    prefix: Prefix,
 ) -> Tensor:
     """One layer of the action expert at one denoise step.
 
@@ -38,10 +43,10 @@ def expert_layer(
         model: Only this layer needs weights.
         index: Of the layer.
         x: ``[B, H, expert_width]``, its input.
-        condition: Of the step.
+        modulation: Of its two norms at the step, from ``StepCondition.layers``.
         keys_values: Of the language layer with the same index.
         prefix: Mask of the prefix.
     """
     cache = PrefixCache((), (), prefix.pad_mask, None, prefix.complete)
     suffix = model._suffix(cache, x.shape[1])
-    return model.expert.layers[index](x, suffix.rotary, suffix.mask, condition.layers[index], keys_values)[0]
+    return model.expert.layers[index](x, suffix.rotary, suffix.mask, modulation, keys_values)[0]

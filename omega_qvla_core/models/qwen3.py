@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from omega_qvla_core.models.gr00t_config import Qwen3Config
-from omega_qvla_core.models.layers import QWEN3, Block, RMSNorm, rotary_angles
+from omega_qvla_core.models.layers import QWEN3, Block, RMSNorm, Rotary, rotary_angles
+
+
+@dataclass(frozen=True)
+class TowerAttention:
+    """Positions and masks that all layers share.
+
+    Attributes:
+        rotary: Angles of the positions.
+        visible: bool ``[B or 1, T, T]``.
+        query_mask: bool ``[B, T]``, None without padding.
+    """
+
+    rotary: Rotary
+    visible: Tensor
+    query_mask: Tensor | None
+
+    def through(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Output ``[B, T, width]`` of one layer."""
+        return layer(x, self.rotary, self.visible, query_mask=self.query_mask)[0]
 
 
 class Qwen3Tower(nn.Module):
@@ -46,15 +67,19 @@ class Qwen3Tower(nn.Module):
         Returns:
             ``[B, T, width]``.
         """
-        length = x.shape[1]
-        positions = torch.arange(length, device=x.device)[None]
-        rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
-        visible = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()[None]
-        query_mask = None
-        if not complete:
-            # Every query sees itself, so that a row without a visible key has a softmax at all.
-            itself = torch.eye(length, dtype=torch.bool, device=x.device)
-            visible, query_mask = (visible & pad_mask[:, None]) | itself, pad_mask
+        attention = self.attention(pad_mask, complete)
         for layer in self.layers:
-            x, _, _ = layer(x, rotary, visible, query_mask=query_mask)
+            x = attention.through(layer, x)
         return self.norm(x)[0]
+
+    def attention(self, pad_mask: Tensor, complete: bool = False) -> TowerAttention:
+        """What every layer reads beside its input, for prompts of ``forward``'s mask."""
+        length, device = pad_mask.shape[1], pad_mask.device
+        positions = torch.arange(length, device=device)[None]
+        rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        visible = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None]
+        if complete:
+            return TowerAttention(rotary, visible, None)
+        # Every query sees itself, so that a row without a visible key has a softmax at all.
+        itself = torch.eye(length, dtype=torch.bool, device=device)
+        return TowerAttention(rotary, (visible & pad_mask[:, None]) | itself, pad_mask)

@@ -13,7 +13,7 @@ The denoise step is read from ``models.step_context``, so that every step gets s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,13 +35,21 @@ class Calibration:
     Args:
         sites: Where to look.
         reservoir_tokens: Size of the token sample per site and step.
-        seed: Of the sampling.
+        seed: Of the sampling: a site draws from ``seed`` plus its number.
+        numbers: Of the sites by name; None: in the order in which they are first seen.
     """
 
-    def __init__(self, sites: Sequence[InputSite], reservoir_tokens: int = RESERVOIR_TOKENS, seed: int = 0) -> None:
+    def __init__(
+        self,
+        sites: Sequence[InputSite],
+        reservoir_tokens: int = RESERVOIR_TOKENS,
+        seed: int = 0,
+        numbers: Mapping[str, int] | None = None,
+    ) -> None:
         self.sites = tuple(sites)
         self.reservoir_tokens = reservoir_tokens
         self.seed = seed
+        self._numbers = numbers
         self._statistics: dict[str, SiteStatistics] = {}
         self._mask: Tensor | None = None
         self._last_input: dict[str, tuple[str, Tensor]] = {}
@@ -77,8 +85,8 @@ class Calibration:
     def add(self, site: str, x: Tensor) -> None:
         """Take in one input ``[..., I]`` of a site at the current denoise step."""
         if site not in self._statistics:
-            index = len(self._statistics)
-            self._statistics[site] = SiteStatistics(site, x.shape[-1], self.reservoir_tokens, self.seed + index)
+            number = len(self._statistics) if self._numbers is None else self._numbers[site]
+            self._statistics[site] = SiteStatistics(site, x.shape[-1], self.reservoir_tokens, self.seed + number)
         mask = self._mask
         if mask is not None and mask.shape == x.shape[:-1]:
             x = x[mask]
@@ -112,6 +120,7 @@ def calibrate(
     *,
     reservoir_tokens: int = RESERVOIR_TOKENS,
     seed: int = 0,
+    numbers: Mapping[str, int] | None = None,
 ) -> Iterator[Calibration]:
     """Watch the model's linears while the body runs it.
 
@@ -119,13 +128,14 @@ def calibrate(
         model: The float model; it is not changed.
         sites: Where to look; by default everything in scope.
         reservoir_tokens: Size of the token sample per site and denoise step.
-        seed: Of the sampling.
+        seed: As in ``Calibration``.
+        numbers: As in ``Calibration``.
 
     Yields:
         The calibration that fills up.
     """
     sites = find_sites(model) if sites is None else tuple(sites)
-    calibration = Calibration(sites, reservoir_tokens, seed)
+    calibration = Calibration(sites, reservoir_tokens, seed, numbers)
     hooks = []
     try:
         for site in sites:

@@ -5,18 +5,19 @@ are read, and its own file is written; at the end the files become one pack, the
 kill the same call goes on where it was.
 
 Recipes without calibration (``rtn``, ``rtn_whole``) need nothing else. Others take observations, and the model is
-calibrated layer by layer too (Pi 0.5, see ``layerwise``), or a ``Calibration`` of the same model, which somebody with
-enough memory has made.
+calibrated layer by layer too (see ``layerwise``), or a ``Calibration`` of the same model, which somebody with enough
+memory has made.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import resource
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from omega_qvla_core.checkpoints.strict_loading import matching_names
 from omega_qvla_core.errors import PackError, QuantizationError
 from omega_qvla_core.policy_types import Observation
 from omega_qvla_core.processing.robot_setup import RobotSetup
+from omega_qvla_core.quant.auto import choose
 from omega_qvla_core.quant.build import build_site
 from omega_qvla_core.quant.calibrate import Calibration
 from omega_qvla_core.quant.layerwise import LayerwiseCalibration
@@ -47,6 +49,15 @@ from omega_qvla_core.quant.record import QuantizationRecord
 from omega_qvla_core.quant.scope import SIDES, InputSite, find_sites
 from omega_qvla_core.quant.solver import SOLVERS_WITH_HESSIAN
 from omega_qvla_core.quant.streaming_source import CheckpointSource, Probe
+from omega_qvla_core.quant.streaming_units import (
+    FLOATS,
+    TABLES,
+    Unit,
+    own_tensors,
+    part_tensors,
+    read_part,
+    units_of,
+)
 from omega_qvla_core.quant.whole import (
     build_whole_part,
     contract_embodiment,
@@ -55,16 +66,12 @@ from omega_qvla_core.quant.whole import (
     step_device_names,
     table_names,
     unread_names,
-    whole_targets,
 )
 from omega_qvla_core.strict_json import dataclass_to_json, write_json
 
 UNITS_FOLDER = "units"
 _STATE_FILE = "state.json"
 _ACTIVATIONS_FOLDER = "activations"
-
-# Tensors that stay as they are go together up to this size.
-_FLOATS_BYTES = 256 << 20
 
 _PROBE_NOTE = "no calibration: the error is on random normal inputs"
 
@@ -90,16 +97,6 @@ class StreamResult:
     peak_bytes: int
     file_bytes: int
     worst: tuple[str, float]
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """One step of the work: a site, a part, the step tables, or tensors that stay."""
-
-    name: str
-    kind: str
-    tensors: tuple[str, ...]
-    site: InputSite | None = None
 
 
 def needs_calibration(recipe: Recipe) -> bool:
@@ -151,15 +148,19 @@ def quantize_checkpoint(
 
     Raises:
         QuantizationError: The recipe needs a calibration, or a layer cannot be done as it asks.
-        PackError: ``out`` holds units of another recipe or checkpoint.
+        PackError: ``out`` holds units of another recipe, checkpoint or calibration.
         CheckpointError: The checkpoint is damaged or of another model than its configuration says.
         ConfigError: A configuration is not valid.
+        ObservationError: An observation to calibrate on does not fit the policy; InstructionError: its text does not.
     """
     started = time.monotonic()
     if calibration is not None and observations is not None:
         raise QuantizationError("observations and a calibration were given; give one of them")
-    if recipe.auto is not None:
-        raise QuantizationError(f"recipe {recipe.name!r} chooses over all layers at once; quantize in memory")
+    if recipe.auto is not None and recipe.auto.byte_budget is not None:
+        raise QuantizationError(
+            f"recipe {recipe.name!r} has a byte budget, which is spent over all layers at once; quantize in memory, or "
+            "leave the budget out"
+        )
     if calibration is None and observations is None and needs_calibration(recipe):
         raise QuantizationError(
             f"recipe {recipe.name!r} is fitted to what the model sees; give a calibration, use 'rtn' or 'rtn_whole', "
@@ -208,7 +209,7 @@ class _Job:
         if recipe.whole is not None:
             contract = contract_embodiment(self.description)
             self.kept = kept_embodiments(self.model, recipe.whole, contract)
-        self.units = tuple(_units(self.model, self.sites, recipe))
+        self.units = tuple(units_of(self.model, self.sites, recipe))
         self.pack = out / PACK_FILE
         self.folder = out / UNITS_FOLDER
         self.worst = ("", 0.0)
@@ -223,6 +224,7 @@ class _Job:
             observations,
             self.folder / _ACTIVATIONS_FOLDER,
             device=self.device,
+            parts=self._finished_part,
         )
         self.manifest = self.calibration.manifest
 
@@ -230,13 +232,13 @@ class _Job:
         """Do what is not done yet; returns how many units were."""
         self._open_folder()
         resumed = 0
-        for index, unit in enumerate(self.units):
-            path = self._path(index)
+        for done, index in enumerate(sorted(range(len(self.units)), key=self._turn)):
+            path, unit = self._path(index), self.units[index]
             if read_info(path) is not None:
                 resumed += 1
                 continue
             if progress is not None:
-                progress(index, len(self.units), unit.name)
+                progress(done, len(self.units), unit.name)
             with torch.no_grad():
                 tensors, info = self._do(unit)
             write_unit(path, tensors, {"unit": unit.name, "source_sha256": self.source.digest(unit.tensors), **info})
@@ -276,37 +278,56 @@ class _Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(state)):
             raise PackError(
-                f"{self.folder} holds units of another recipe or checkpoint; delete it or give another folder"
+                f"{self.folder} holds units of another recipe, checkpoint or calibration; delete it or give another "
+                "folder"
             )
         write_json(path, state)
+
+    def _turn(self, index: int) -> tuple[int, int]:
+        """When a unit is done: parts before sites, which are calibrated with the parts in place, by their stages."""
+        unit = self.units[index]
+        if unit.site is None:
+            return (2 if unit.kind == FLOATS else 0), index
+        staged = isinstance(self.calibration, LayerwiseCalibration)
+        return 1, self.calibration.stage_of(unit.site.name) if staged else index
+
+    def _finished_part(self, name: str) -> StoredPart:
+        """A part of scope ``whole`` from its unit."""
+        index = next(index for index, unit in enumerate(self.units) if name in unit.parts)
+        return read_part(self._path(index), name)
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"
 
-    def _do(self, unit: _Unit) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _do(self, unit: Unit) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if unit.site is not None:
             return self._site(unit.site)
-        if unit.kind == "floats":
+        if unit.kind == FLOATS:
             return {f"float.{name}": self._rounded(name) for name in unit.tensors}, {}
-        if unit.kind == "tables":
+        if unit.kind == TABLES:
             return self._tables()
         part = self._part(unit.name, {})
-        return _part_tensors(unit.name, part), {"parts": {unit.name: part.spec}}
+        return part_tensors(unit.name, part), {"parts": {unit.name: part.spec}}
 
     def _site(self, site: InputSite) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {}
         specs, results = [], {}
         for name, readers, chosen in split_site(site, self.recipe):
             if not chosen.quantized:
-                tensors.update({f"float.{one}": self._rounded(one) for one in _own_tensors(self.model, readers)})
+                tensors.update({f"float.{one}": self._rounded(one) for one in own_tensors(self.model, readers)})
                 continue
             linears = [(reader, self._filled(reader)) for reader in readers]
             columns = linears[0][1].in_features
             statistics = Probe(columns) if self.calibration is None else self.calibration[site.name]
+            decision = {}
+            if self.recipe.auto is not None:
+                on_device = [(reader, copy.deepcopy(linear).to(self.device)) for reader, linear in linears]
+                found = choose(name, site.side, on_device, statistics, chosen, self.recipe.auto)  # type: ignore[arg-type]
+                chosen, decision = found.best.recipe, {"decision": found.taking(found.best)}
             result = build_site(name, site.side, linears, statistics, chosen, device=self.device)  # type: ignore[arg-type]
             specs.append(dataclass_to_json(result.site.spec))
             notes = [*result.notes, _PROBE_NOTE] if self.calibration is None else result.notes
-            results[name] = {"error": result.error, "per_step": result.per_step, "notes": notes}
+            results[name] = {"error": result.error, "per_step": result.per_step, "notes": notes, **decision}
             tensors.update({f"quantized.{name}.{key}": value for key, value in result.site.tensors().items()})
         return tensors, {"sites": specs, "results": results}
 
@@ -320,7 +341,7 @@ class _Job:
         tensors, specs = {}, {}
         for name in (*table_names(self.model), *unread_names(self.model)):
             part = self._part(name, rows)
-            tensors.update(_part_tensors(name, part))
+            tensors.update(part_tensors(name, part))
             specs[name] = part.spec
         for name in needed:
             self.model.get_submodule(name).to("meta")
@@ -370,45 +391,3 @@ class _Job:
             sites=results,
             libraries={"torch": torch.__version__, "safetensors": safetensors.__version__, "numpy": np.__version__},
         )
-
-
-def _units(model: nn.Module, sites: Sequence[InputSite], recipe: Recipe) -> Iterator[_Unit]:
-    done: set[str] = set()
-    for site in sites:
-        names = _own_tensors(model, site.readers)
-        done.update(names)
-        yield _Unit(site.name, "site", names, site)
-    if recipe.whole is not None:
-        tables = (*table_names(model), *unread_names(model))
-        names = _own_tensors(model, tables)
-        done.update(names)
-        yield _Unit("step tables", "tables", names)
-        for name in whole_targets(model):
-            if name not in tables:
-                names = _own_tensors(model, (name,))
-                done.update(names)
-                yield _Unit(name, "part", names)
-    yield from _float_units(model, done)
-
-
-def _float_units(model: nn.Module, done: set[str]) -> Iterator[_Unit]:
-    batch: list[str] = []
-    size = count = 0
-    for name, tensor in model.state_dict().items():
-        if name in done:
-            continue
-        if batch and size + tensor.numel() * 2 > _FLOATS_BYTES:
-            yield _Unit(f"unquantized tensors {count}", "floats", tuple(batch))
-            batch, size, count = [], 0, count + 1
-        batch.append(name)
-        size += tensor.numel() * 2
-    if batch:
-        yield _Unit(f"unquantized tensors {count}", "floats", tuple(batch))
-
-
-def _own_tensors(model: nn.Module, modules: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"{name}.{key}" for name in modules for key, _ in model.get_submodule(name).named_parameters())
-
-
-def _part_tensors(name: str, part: StoredPart) -> dict[str, Tensor]:
-    return {f"part.{name}.{key}": tensor for key, tensor in part.tensors().items()}

@@ -142,14 +142,14 @@ def interrupted(checkpoint: Path, out: Path) -> None:
 
 def test_units_of_another_recipe_are_refused(checkpoint, tmp_path):
     interrupted(checkpoint, tmp_path)
-    with pytest.raises(PackError, match="another recipe or checkpoint"):
+    with pytest.raises(PackError, match="another recipe, checkpoint or calibration"):
         quantize_checkpoint(checkpoint, Recipe.preset("rtn_whole"), tmp_path)
 
 
 def test_units_of_another_checkpoint_are_refused(checkpoint, policy, tmp_path):
     interrupted(checkpoint, tmp_path / "out")
     policy.save(tmp_path / "other")
-    with pytest.raises(PackError, match="another recipe or checkpoint"):
+    with pytest.raises(PackError, match="another recipe, checkpoint or calibration"):
         quantize_checkpoint(tmp_path / "other", RTN, tmp_path / "out")
 
 
