@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,19 +21,30 @@ CAPABILITIES = (80, 89, 90, 120)
 MOST_STACK_BYTES = 8
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_triton_kernels_compile_ahead_of_time(capability, tmp_path):
+@pytest.fixture(scope="module")
+def compilations(tmp_path_factory):
+    """Capability -> future of its process; as many at a time as there are processors."""
+    cache = tmp_path_factory.mktemp("triton")
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        yield {capability: pool.submit(compile_for, capability, cache / str(capability)) for capability in CAPABILITIES}
+
+
+def compile_for(capability: int, cache: Path) -> subprocess.CompletedProcess[str]:
     # A process of its own: in this one the kernels may belong to the interpreter.
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment = kept | {"TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, str(SCRIPT), str(capability)],
         capture_output=True,
         text=True,
-        env=environment,
+        env=kept | {"TRITON_CACHE_DIR": str(cache)},
         timeout=280,
         check=False,
     )
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_triton_kernels_compile_ahead_of_time(capability, compilations):
+    done = compilations[capability].result()
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = {one["name"]: one for one in map(json.loads, done.stdout.splitlines())}
     assert len(kernels) == 31

@@ -117,16 +117,17 @@ def test_unknown_recipes_activations_and_references_are_one_line(file, tmp_path,
     assert "--reference" in refused("ablation", "--layers", file, capfd=capfd)
 
 
-def test_actions_of_recorded_models_are_compared(tmp_path):
+@pytest.mark.parametrize("families", [["pi05"], pytest.param(["pi05", "gr00t"], marks=pytest.mark.slow)], ids="+".join)
+def test_actions_of_recorded_models_are_compared(families, tmp_path):
     out = tmp_path / "table.md"
     arguments = ["check", "ablation", "--policy", "", "--recipes", "w8a8,grid_none_rtn_onestep", "--out", str(out)]
-    for family in ("pi05", "gr00t"):
+    for family in families:
         arguments += ["--recorded", str(GOLDEN / family / "tiny")]
     result = runner.invoke(app, arguments)
     assert result.exit_code == 0, result.output
     header, _, eight, four = (line.split("|") for line in out.read_text().splitlines() if line.startswith("|"))
-    assert [cell.strip() for cell in header[2:4]] == ["pi05/tiny", "gr00t/tiny"]
-    for column in (2, 3):
+    assert [cell.strip() for cell in header[2:-1]] == [f"{family}/tiny" for family in families]
+    for column in range(2, 2 + len(families)):
         assert float(eight[column].split()[0]) < 0.1 * float(four[column].split()[0]) + 0.05
 
 

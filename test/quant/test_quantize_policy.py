@@ -62,7 +62,11 @@ def test_the_given_policy_is_untouched(policy, calibration_observations, executa
     assert all(torch.equal(weights[name], tensor) for name, tensor in policy.model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+# The automatic choice tries 18 candidates for every site; its other tests have fewer sites.
+SLOW = {"auto_w4a4": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in sorted(PRESETS)])
 def test_every_preset_gives_actions_near_the_float_policy(name, policy, calibration_observations):
     quantized, result = quantize_policy(policy, Recipe.preset(name), calibration_observations)
     limits = {"fp16": 0.02, "w8a8": 0.03, "w4a8": 0.15, "w4a16": 0.15, "executable_w4a4": 0.25}
