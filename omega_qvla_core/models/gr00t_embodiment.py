@@ -22,9 +22,14 @@ class EmbodimentLinear(nn.Module):
         """``[B, S, in]`` -> ``[B, S, out]`` in the type of the weights."""
         x = x.to(self.W.dtype)
         if len(set(embodiment)) == 1:
-            return x @ self.W[embodiment[0]] + self.b[embodiment[0]]
+            weight, bias = self.weights_of(embodiment[0])
+            return x @ weight + bias
         index = torch.tensor(embodiment, device=self.W.device)
         return torch.bmm(x, self.W[index]) + self.b[index][:, None]
+
+    def weights_of(self, embodiment: int) -> tuple[Tensor, Tensor]:
+        """Weight ``[in, out]`` and bias ``[out]`` of one embodiment, views."""
+        return self.W[embodiment], self.b[embodiment]
 
 
 class EmbodimentMLP(nn.Module):

@@ -105,10 +105,18 @@ class QuantizedEmbodimentLinear(StoredPart):
         """
         x = x.float()
         if len(set(embodiment)) == 1:
-            row = self._row(embodiment[0])
-            return x @ self._weight(row).t() + self.bias[row].float()
-        rows = [self._row(index) for index in embodiment]
-        return torch.stack([one @ self._weight(row).t() + self.bias[row].float() for one, row in zip(x, rows)])
+            weight, bias = self.weights_of(embodiment[0])
+            return x @ weight + bias
+        return torch.stack([one @ weight + bias for one, (weight, bias) in zip(x, map(self.weights_of, embodiment))])
+
+    def weights_of(self, embodiment: int) -> tuple[Tensor, Tensor]:
+        """float32 weight ``[in, out]`` and bias ``[out]`` of one embodiment.
+
+        Raises:
+            QuantizationError: The pack does not hold it.
+        """
+        row = self._row(embodiment)
+        return self._weight(row).t(), self.bias[row].float()
 
     def _row(self, embodiment: int) -> int:
         kept = self.spec["kept"]

@@ -16,6 +16,7 @@ class Buffers:
 
     def __init__(self) -> None:
         self._tensors: dict[tuple[Any, ...], Tensor] = {}
+        self._owned: list[Tensor] = []
 
     def get(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """The buffer of that name and shape, made at the first call; its content is left over from its last use."""
@@ -24,9 +25,14 @@ class Buffers:
             self._tensors[key] = torch.zeros(shape, dtype=dtype)
         return self._tensors[key]
 
+    def own(self, *shape: int) -> Tensor:
+        """A float32 buffer for the caller alone, whose content lasts."""
+        self._owned.append(torch.zeros(shape))
+        return self._owned[-1]
+
     def bytes(self) -> int:
         """Size of all buffers."""
-        return sum(one.numel() * one.element_size() for one in self._tensors.values())
+        return sum(one.numel() * one.element_size() for one in (*self._tensors.values(), *self._owned))
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,51 @@
-"""The static engine for CPUs: Pi 0.5 (and so the tabletop policy) in float32 or quantized, one observation at a time.
+"""The static engine for CPUs: Pi 0.5 (and so the tabletop policy) and GR00T N1.5, one observation at a time.
 
-A plan of fixed buffers is made per prefix length and number of denoise steps, and the most recent ones are kept:
-lengths differ with the instruction alone. Nothing is padded, so that nothing is masked. A model whose weights were
-written, moved or replaced is read again before the next run.
+Models are in float32 or quantized. A plan of fixed buffers is made per prefix length and number of denoise steps (and
+embodiment), and the most recent ones are kept: lengths differ with the instruction alone. Nothing is padded, so that no
+padding is masked. A model whose weights were written, moved or replaced is read again before the next run.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from omega_qvla_core.errors import EngineError
+from omega_qvla_core.models.gr00t_n15 import Gr00tN15
 from omega_qvla_core.models.pi05 import Pi05
 from omega_qvla_core.processing.policy_processor import ModelInputs
 from omega_qvla_core.quant.linear import quantized_sites
 from omega_qvla_core.quant.site import QuantizedSite
 from omega_qvla_core.runtime.cpu_buffers import Watched, count_operators
+from omega_qvla_core.runtime.cpu_examples import example_inputs
+from omega_qvla_core.runtime.cpu_gr00t import Gr00tPlan, Gr00tWeights
 from omega_qvla_core.runtime.cpu_pi05 import Pi05Plan, Pi05Weights
-from omega_qvla_core.runtime.cpu_vision import embed, example_inputs
+from omega_qvla_core.runtime.cpu_plan import Plan, Weights
 from omega_qvla_core.runtime.engine import EngineShape, VelocityGuide
 
-# Plans that are kept; a robot has a handful of instructions. The tabletop policy's plan takes 0.4 MB, that of Pi 0.5 at
-# full size 0.2 GB.
+# Plans that are kept; a robot has a handful of instructions. The tabletop policy's plan takes 0.4 MB, that of Pi 0.5 or
+# GR00T N1.5 at full size 0.2 GB.
 _PLANS = 8
+
+
+class _Family(NamedTuple):
+    """How the models of a family are read, and what plans are made of them."""
+
+    weights: Callable[[Any], Weights]
+    plan: Callable[[Any, Any, Any, int], Plan]
+    shape_of: Callable[[Any], Hashable]
+
+
+_FAMILIES: dict[type[nn.Module], _Family] = {
+    Pi05: _Family(Pi05Weights.of, Pi05Plan, Pi05Plan.shape_of),
+    Gr00tN15: _Family(Gr00tWeights.of, Gr00tPlan, Gr00tPlan.shape_of),
+}
 
 
 def build(model: nn.Module) -> CpuEngine:
@@ -36,8 +54,6 @@ def build(model: nn.Module) -> CpuEngine:
     Raises:
         EngineError: It does not take the model.
     """
-    if not isinstance(model, Pi05):
-        raise EngineError(f"the CPU engine has no plan for {type(model).__name__}")
     return CpuEngine(model)
 
 
@@ -45,10 +61,10 @@ class CpuEngine:
     """See the module's docstring, and ``Engine``.
 
     Calls from several threads run one after the other. Results agree with the model's to float32 rounding: see
-    ``cpu_pi05``.
+    ``cpu_pi05`` and ``cpu_gr00t``.
 
     Args:
-        model: Float32, on the CPU.
+        model: ``Pi05`` or ``Gr00tN15``, float32, on the CPU.
 
     Raises:
         EngineError: The model is of another type or elsewhere.
@@ -56,11 +72,12 @@ class CpuEngine:
 
     name = "cpu"
 
-    def __init__(self, model: Pi05) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self._family = _family(model)
         self._lock = threading.Lock()
-        self._plans: OrderedDict[tuple[int, int], Pi05Plan] = OrderedDict()
-        self._weights: Pi05Weights | None = None
+        self._plans: OrderedDict[tuple[Hashable, int], Plan] = OrderedDict()
+        self._weights: Weights | None = None
         self._examples: dict[EngineShape, ModelInputs] = {}
         self._watch()
 
@@ -68,7 +85,8 @@ class CpuEngine:
         """The exact shape of the inputs.
 
         Raises:
-            EngineError: More than one observation; a model that is trained, or whose calls someone watches.
+            EngineError: More than one observation, or an empty prompt; a model that is trained, or whose calls someone
+                watches.
         """
         batch = inputs.tokens.shape[0]
         if batch != 1:
@@ -77,8 +95,11 @@ class CpuEngine:
             raise EngineError("the model is in training mode; call eval()")
         if self._watched.has_hooks():
             raise EngineError("hooks watch the model's calls, which an engine does not make")
-        cameras = sum(bool(mask.all()) for mask in inputs.image_masks)
-        return EngineShape(1, cameras, int(inputs.token_mask.sum()), num_steps)
+        cameras, text_tokens = sum(bool(mask.all()) for mask in inputs.image_masks), int(inputs.token_mask.sum())
+        if text_tokens == 0:
+            raise EngineError("the prompt is empty")
+        embodiment = 0 if inputs.embodiment is None else inputs.embodiment[0]
+        return EngineShape(1, cameras, text_tokens, num_steps, embodiment)
 
     @torch.inference_mode()
     def prepare(self, shape: EngineShape) -> None:
@@ -100,9 +121,9 @@ class CpuEngine:
             raise ValueError(f"noise has shape {tuple(noise.shape)}; this engine needs {self._noise_shape()}")
         self.bucket(inputs, num_steps)
         with self._lock:
-            embeddings = embed(self.model, inputs)
-            plan = self._plan(embeddings.shape[0], num_steps)
-            plan.encode(embeddings)
+            prefix = inputs.embed(self.model)
+            plan = self._plan(prefix, num_steps)
+            plan.encode(prefix)
             return plan.denoise(noise[0].float(), guide)[None]
 
     def stages(self, shape: EngineShape) -> dict[str, Callable[[], None]]:
@@ -110,12 +131,12 @@ class CpuEngine:
         self.prepare(shape)
         inputs, noise = self._examples[shape], torch.zeros(self._noise_shape())
         with torch.inference_mode():
-            embeddings = embed(self.model, inputs)
+            prefix = inputs.embed(self.model)
         with self._lock:
-            plan = self._plan(embeddings.shape[0], shape.num_steps)
+            plan = self._plan(prefix, shape.num_steps)
         calls = {
-            "vision": lambda: embed(self.model, inputs),
-            "prefix": lambda: plan.encode(embeddings),
+            "vision": lambda: inputs.embed(self.model),
+            "prefix": lambda: plan.encode(prefix),
             "denoise": lambda: plan.denoise(noise[0]),
             "chunk": lambda: self.run(inputs, noise, shape.num_steps),
         }
@@ -146,14 +167,15 @@ class CpuEngine:
     def _is_current(self) -> bool:
         return self._watched.is_current() and self._backends == [site.backend for site in self._sites]
 
-    def _plan(self, prefix_tokens: int, num_steps: int) -> Pi05Plan:
+    def _plan(self, prefix: Any, num_steps: int) -> Plan:
         if not self._is_current():
             self._watch()
         if self._weights is None:
-            self._weights = Pi05Weights.of(self.model)
-        key = (prefix_tokens, num_steps)
+            self._weights = self._family.weights(self.model)
+        shape = self._family.shape_of(prefix)
+        key = (shape, num_steps)
         if key not in self._plans:
-            self._plans[key] = Pi05Plan(self.model, self._weights, prefix_tokens, num_steps)
+            self._plans[key] = self._family.plan(self.model, self._weights, shape, num_steps)
             if len(self._plans) > _PLANS:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
@@ -171,7 +193,14 @@ class _Stage:
         self.call()
 
 
-def _check(model: Pi05) -> None:
+def _family(model: nn.Module) -> _Family:
+    for known, family in _FAMILIES.items():
+        if isinstance(model, known):
+            return family
+    raise EngineError(f"the CPU engine has no plan for {type(model).__name__}")
+
+
+def _check(model: nn.Module) -> None:
     """Refuse weights that the plans do not compute with as the model does."""
     for name, value in model.named_parameters():
         if value.dtype != torch.float32 or value.device.type != "cpu":

@@ -39,14 +39,16 @@ class EngineShape:
     Attributes:
         batch: Observations at a time.
         cameras: Cameras that are present.
-        text_tokens: Prompt tokens that there is room for.
+        text_tokens: Prompt tokens that there is room for; with the images' in GR00T N1.5, whose prompt holds them.
         num_steps: Denoise steps.
+        embodiment: Index, for families with weights per embodiment.
     """
 
     batch: int
     cameras: int
     text_tokens: int
     num_steps: int
+    embodiment: int = 0
 
 
 class Engine(Protocol):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from omega_qvla_core.cli import app
 from omega_qvla_core.errors import ConfigError
-from omega_qvla_core.evaluate import bench_memory
+from omega_qvla_core.evaluate import bench_memory, bench_rows
 from omega_qvla_core.evaluate.bench_compare import compare, default_shape
 from omega_qvla_core.evaluate.bench_options import CompareOptions
 from omega_qvla_core.evaluate.bench_peaks import Peaks, best_of
@@ -81,9 +81,18 @@ def test_text_json_and_picture(found, tmp_path):
     assert (tmp_path / "bench.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_row_without_an_engine_says_why():
-    options = replace(SHORT, model="gr00t_n15", precisions=("w4a4",), samples=1)
-    found = compare(options)
+def test_gr00t_has_engine_rows_on_the_cpu():
+    found = compare(replace(SHORT, model="gr00t_n15", precisions=("w4a4",), samples=1))
+    for precision in ("fp32", "w4a4"):
+        eager, engine = found.row(precision, "eager"), found.row(precision, "engine")
+        assert set(engine.stages) == {"vision", "prefix", "denoise", "chunk"}
+        assert engine.operators < eager.operators
+    assert found.row("fp32", "engine").difference < 1e-5
+
+
+def test_a_row_without_an_engine_says_why(monkeypatch):
+    monkeypatch.setattr(bench_rows, "build_engine", lambda model, device: None)
+    found = compare(replace(SHORT, precisions=("w4a4",), samples=1))
     empty = [row for row in found.rows if row.runtime == "engine"]
     assert len(empty) == 2 and all("no engine" in row.reason and not row.stages for row in empty)
     assert "fp32 engine was not run: there is no engine" in text(found)

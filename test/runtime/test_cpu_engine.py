@@ -1,28 +1,31 @@
-"""The CPU engine against the model that it runs."""
+"""The CPU engine against the model that it runs; what only GR00T N1.5 has is in ``test_cpu_engine_gr00t``."""
 
 from __future__ import annotations
 
 import copy
 import logging
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_policy import make_keypoint_policy, make_observation
+from test_policy import make_keypoint_policy
 
-from omega_qvla_core.checkpoints.families import build_model
 from omega_qvla_core.errors import EngineError, StepContextError
 from omega_qvla_core.evaluate.bench_presets import preset, random_model
 from omega_qvla_core.evaluate.bench_quantize import quantize_randomly
 from omega_qvla_core.evaluate.bench_shapes import BenchShape, model_inputs, shaped, start_noise
 from omega_qvla_core.quant.linear import set_backend
-from omega_qvla_core.runtime import Policy, random_policy
+from omega_qvla_core.runtime import Observation, Policy, random_policy
 from omega_qvla_core.runtime.cpu_buffers import count_operators
 from omega_qvla_core.runtime.cpu_engine import CpuEngine, build
 from omega_qvla_core.runtime.engine import EngineShape
 from omega_qvla_core.runtime.observation_file import load_observations
+
+sys.path.append(str(Path(__file__).parents[1] / "checkpoints"))
+from foundation_folders import nvidia_folder
 
 CALIBRATION = Path(__file__).parents[2] / "omega_qvla_core/assets/calibration/tabletop.safetensors"
 # Both compute in float32; the order of sums differs.
@@ -44,15 +47,28 @@ def eager(policy, inputs, noise, steps):
         return policy.model.sample_actions(inputs.embed(policy.model), noise, steps)
 
 
+def observation_of(policy, seed=0, instruction="lift the green cube"):
+    rng = np.random.default_rng(seed)
+    # In the ratio of sides of the tiny GR00T's training videos, which its checkpoint names.
+    ratio = (3, 4) if policy.spec.family == "gr00t_n15" else (1, 1)
+    images = {
+        camera.key: rng.integers(0, 256, (camera.height * ratio[0], camera.width * ratio[1], 3), dtype=np.uint8)
+        for camera in policy.spec.cameras
+    }
+    return Observation(images, rng.uniform(-0.5, 0.5, len(policy.spec.state_names)), instruction)
+
+
 def inputs_of(policy, seed=0, instruction="lift the green cube"):
-    observation = make_observation(seed, instruction)
-    images = {spec.key: observation.images[spec.key][: spec.height, : spec.width] for spec in policy.spec.cameras}
-    return policy.processor.prepare([type(observation)(images, observation.state, instruction)])
+    return policy.processor.prepare([observation_of(policy, seed, instruction)])
 
 
-@pytest.fixture(scope="module", params=["siglip", "keypoint"])
-def policy(request):
-    return random_policy.random_policy(0) if request.param == "siglip" else keypoint_policy()
+@pytest.fixture(scope="module", params=["siglip", "keypoint", "gr00t"])
+def policy(request, tmp_path_factory):
+    if request.param == "siglip":
+        return random_policy.random_policy(0)
+    if request.param == "keypoint":
+        return keypoint_policy()
+    return Policy.load(nvidia_folder(tmp_path_factory.mktemp("gr00t") / "tiny"))
 
 
 def test_actions_are_those_of_the_model(policy):
@@ -86,10 +102,11 @@ def test_the_shipped_4_bit_policy_agrees_but_for_codes_on_an_edge():
     assert max(errors) < 0.5
 
 
+@pytest.mark.parametrize("family", ["pi05", "gr00t_n15"])
 @pytest.mark.parametrize("precision", ["w8a8", "w4a8", "w4a4", "w4a4_grouped"])
-def test_every_precision_of_a_random_model_agrees(precision):
+def test_every_precision_of_a_random_model_agrees(precision, family):
     shape = BenchShape(2, 9, 10, 2)
-    config = shaped(preset("pi05", "tiny"), shape)
+    config = shaped(preset(family, "tiny"), shape)
     model = quantize_randomly(random_model(config, "cpu", torch.float32), precision)
     inputs, noise = model_inputs(config, shape, "cpu"), start_noise(config)
     engine = CpuEngine(model)
@@ -170,7 +187,9 @@ def test_stages_launches_and_memory(policy):
     engine = CpuEngine(policy.model)
     inputs, noise = inputs_of(policy), policy.noise(1)
     shape = engine.bucket(inputs, 4)
-    assert shape == EngineShape(1, 2, 5, 4)
+    # The prompt of GR00T N1.5 holds the tokens of its images too, and its folder names projector 3.
+    tokens = int(inputs.token_mask.sum())
+    assert shape == EngineShape(1, 2, tokens, 4, 0 if inputs.embodiment is None else 3)
     assert engine.memory_bytes() == 0
     for call in engine.stages(shape).values():
         call()
@@ -183,11 +202,11 @@ def test_what_the_engine_refuses_runs_on_the_model(policy, caplog):
     engine = policy.engine
     assert engine is not None and engine.name == "cpu"
     with pytest.raises(EngineError, match="batch is 2"):
-        engine.bucket(policy.processor.prepare([policy.description.blank_observation()] * 2), 4)
+        engine.bucket(policy.processor.prepare([observation_of(policy)] * 2), 4)
     with caplog.at_level(logging.WARNING):
-        pair = policy.infer_batch([policy.description.blank_observation()] * 2)
+        pair = policy.infer_batch([observation_of(policy)] * 2)
     assert "batch is 2" in caplog.text
-    alone = policy.infer(policy.description.blank_observation())
+    alone = policy.infer(observation_of(policy))
     np.testing.assert_allclose(pair[0].actions, alone.actions, atol=ROUNDING)
     handle = policy.model.register_forward_hook(lambda *values: None)
     with pytest.raises(EngineError, match="hooks"):
@@ -225,7 +244,8 @@ def test_tables_of_another_number_of_steps_are_refused():
 
 
 def test_models_that_it_has_no_plan_for():
-    with pytest.raises(EngineError, match="no plan for Gr00tN15"):
-        build(build_model(preset("gr00t_n15", "tiny")))
-    with pytest.raises(EngineError, match="bfloat16"):
-        build(random_model(preset("pi05", "tiny"), "cpu", torch.bfloat16))
+    with pytest.raises(EngineError, match="no plan for Linear"):
+        build(torch.nn.Linear(1, 1))
+    for family in ("pi05", "gr00t_n15"):
+        with pytest.raises(EngineError, match="bfloat16"):
+            build(random_model(preset(family, "tiny"), "cpu", torch.bfloat16))
