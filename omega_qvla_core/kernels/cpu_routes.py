@@ -8,6 +8,7 @@ All routes give the same integers, so that a wrong choice costs time and never c
              plain AVX2, faster with VNNI. With 8-bit codes on both sides it saturates on CPUs without VNNI, and is not
              offered there.
 ``int_mm``   ``torch._int_mm``. Fast with VNNI; 10 to 40 times slower than float32 without.
+``float64``  like ``float32``, for sums that may pass 2**24: those of 8-bit codes over more than 1024 columns.
 
 Which one is used follows from two trials on this machine, both cached: whether sums of the largest codes come out exact
 (``is_exact``), and which route is fastest for the size of the layer (``fastest``).
@@ -98,19 +99,20 @@ class Route(ABC):
 class FloatRoute(Route):
     """Integers held in floating point."""
 
-    name = "float32"
     writes_out = True
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
+        self.name = "float32" if dtype == torch.float32 else "float64"
 
     def prepare(self, codes: Tensor, kind: Kind, scales: Tensor) -> Tensor:
         return codes.to(self.dtype).contiguous()
 
     def sums(self, codes: Tensor, layout: Tensor, out: Tensor | None = None) -> Tensor:
-        if self.dtype != torch.float32:
-            return torch.bmm(codes.to(self.dtype), layout).float()
-        return torch.bmm(codes, layout) if out is None else torch.bmm(codes, layout, out=out)
+        if self.dtype == torch.float32:
+            return torch.bmm(codes, layout) if out is None else torch.bmm(codes, layout, out=out)
+        sums = torch.bmm(codes.to(self.dtype), layout)
+        return sums.float() if out is None else out.copy_(sums)
 
     def bytes(self, layout: Tensor) -> int:
         return layout.numel() * layout.element_size()
@@ -194,9 +196,10 @@ def choose(weight: GroupedWeight) -> Route:
     exact_in_float32 = weight.largest_accumulator <= EXACT_FLOAT32
     if weight.codes.device.type != "cpu" or min(weight.group, weight.codes.shape[1]) < _SHORTEST_INTEGER_SUM:
         return FLOAT32 if exact_in_float32 else FLOAT64
-    if not exact_in_float32:
-        return INT_MM if is_exact(INT_MM, kind) else FLOAT64
-    candidates = (FLOAT32, *(route for route in (ONEDNN, INT_MM) if is_exact(route, kind)))
+    if exact_in_float32:
+        candidates = (FLOAT32, *(route for route in (ONEDNN, INT_MM) if is_exact(route, kind)))
+    else:
+        candidates = (FLOAT64, *(route for route in (INT_MM,) if is_exact(route, kind)))
     groups = -(-weight.codes.shape[1] // weight.group)
     return fastest(
         candidates,
