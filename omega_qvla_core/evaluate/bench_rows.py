@@ -94,7 +94,8 @@ class EngineRunner(EagerRunner):
 
     def __init__(self, model: nn.Module, shape: BenchShape, device: str) -> None:
         super().__init__(model, shape, device)
-        engine = build_engine(model, torch.device(device))
+        # A bench is how an engine that no GPU has run yet gets its first run.
+        engine = build_engine(model, torch.device(device), untried=True)
         if engine is None:
             raise EngineError(f"there is no engine for this model on {device}")
         self.engine: Engine = engine

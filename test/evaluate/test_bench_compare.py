@@ -91,7 +91,7 @@ def test_gr00t_has_engine_rows_on_the_cpu():
 
 
 def test_a_row_without_an_engine_says_why(monkeypatch):
-    monkeypatch.setattr(bench_rows, "build_engine", lambda model, device: None)
+    monkeypatch.setattr(bench_rows, "build_engine", lambda model, device, untried: None)
     found = compare(replace(SHORT, precisions=("w4a4",), samples=1))
     empty = [row for row in found.rows if row.runtime == "engine"]
     assert len(empty) == 2 and all("no engine" in row.reason and not row.stages for row in empty)
