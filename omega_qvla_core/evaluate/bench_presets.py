@@ -89,7 +89,7 @@ PRESETS: dict[tuple[str, str], Pi05Config | Gr00tConfig] = {
         vision=_MID_VISION,
         feature_width=384,
         adapter=StackConfig(2, 6, 64),
-        dit=StackConfig(8, 6, 48),
+        dit=StackConfig(8, 8, 48),
         hidden_size=256,
         num_embodiments=4,
     ),
