@@ -136,8 +136,8 @@ class SiteProduct(Product):
         return self.weight.route.bytes(self.weight.layout)
 
     def bind(self, tokens: int, buffers: Buffers) -> Run:
-        transformed = self._bind_transform(tokens, buffers)
-        encoded = self._bind_codes(tokens, buffers)
+        transformed, blocks = self._bind_transform(tokens, buffers)
+        encoded = self._bind_codes(tokens, blocks, buffers)
         weight, bias, per_step = self.weight, self.bias, self.spec.steps > 0
         groups = len(weight.scales)
         work = None
@@ -155,46 +155,50 @@ class SiteProduct(Product):
 
         return run
 
-    def _bind_transform(self, tokens: int, buffers: Buffers) -> Callable[[Tensor], Tensor]:
+    def _bind_transform(self, tokens: int, buffers: Buffers) -> tuple[Callable[[Tensor], Tensor], int]:
+        """The transform, and how many blocks B of columns it gives one after the other: ``[B, M, I / B]``.
+
+        Those are the groups, or, for one long group, the blocks of the rotation. The product does not write to strided
+        memory, where some CPUs (with AVX-512) round it in another way than the site's own.
+        """
         transform, group, columns = self.transform, self.spec.product_group, self.spec.in_features
         blocks = transform.blocks
         fits = blocks is not None and columns % blocks.shape[1] == 0
         if not fits or (blocks.shape[1] != group and group != columns):
-            return lambda x: transform.apply(x, group)
+            return lambda x: transform.apply(x, group), -(-columns // group)
         count, size, _ = blocks.shape
         order = transform.order
         ordered = None if order is None else buffers.get("ordered", tokens, columns)
-        u = buffers.get("codes", columns // group, tokens, group)
-        # Blocks lie as groups do: one after the other, or side by side in one long group. A product that writes to
-        # strided memory may be rounded in another way than the site's own (seen on CPUs with AVX-512): it is copied.
-        rotated, place = u, None
-        if size != group:
-            rotated = buffers.get("rotated", count, tokens, size)
-            place = u.view(tokens, count, size).transpose(0, 1)
+        u = buffers.get("rotated", count, tokens, size)
 
         def run(x: Tensor) -> Tensor:
             if order is not None:
                 x = torch.index_select(x, 1, order, out=ordered)
-            torch.bmm(x.view(tokens, count, size).transpose(0, 1), blocks, out=rotated)
-            if place is not None:
-                place.copy_(rotated)
-            return u
+            return torch.bmm(x.view(tokens, count, size).transpose(0, 1), blocks, out=u)
 
-        return run
+        return run, count
 
-    def _bind_codes(self, tokens: int, buffers: Buffers) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
-        group, columns = self.spec.product_group, self.spec.in_features
-        groups = -(-columns // group)
-        by_group = self.spec.recipe.activation == "token_group"
-        magnitudes = buffers.get("magnitudes", groups, tokens, group)
+    def _bind_codes(self, tokens: int, blocks: int, buffers: Buffers) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+        group = self.spec.product_group
+        groups = -(-self.spec.in_features // group)
+        by_group = self.spec.recipe.activation == "token_group" and groups > 1
         scales = buffers.get("scales", groups if by_group else 1, tokens, 1)
         dims = (-1,) if by_group else (0, 2)
         factors, (low, high) = self.factors, code_range(self.spec.recipe.activation_bits)
+        if blocks == groups:
+            codes = place = values = buffers.get("codes", groups, tokens, group)
+        else:
+            codes, values = (
+                buffers.get("codes", 1, tokens, group),
+                buffers.get("values", blocks, tokens, group // blocks),
+            )
+            place = codes.view(tokens, blocks, group // blocks).transpose(0, 1)
 
         def run(u: Tensor, row: int) -> tuple[Tensor, Tensor]:
-            torch.amax(torch.abs(u, out=magnitudes), dims, True, out=scales)
+            torch.amax(torch.abs(u, out=values), dims, True, out=scales)
             scales.mul_(factors[row]).clamp_min_(SMALLEST_SCALE)
-            return torch.div(u, scales, out=magnitudes).round_().clamp_(low, high), scales
+            torch.clamp(torch.div(u, scales, out=values).round_(), low, high, out=place)
+            return codes, scales
 
         return run
 
