@@ -6,7 +6,11 @@ import multiprocessing
 import os
 import resource
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +19,8 @@ from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.evaluate.bench_options import CompareOptions
 from omega_qvla_core.evaluate.bench_rows import DTYPES, build_model, build_runner
 from omega_qvla_core.evaluate.bench_shapes import ModelConfig
+
+T = TypeVar("T")
 
 # Of the machine's memory, for all rows together: the rest is for activations, the system and its other programs.
 _USABLE = 0.7
@@ -44,8 +50,23 @@ def check_fits(config: ModelConfig, options: CompareOptions) -> None:
 
 def peak_bytes(options: CompareOptions, precision: str, runtime: str) -> int:
     """Largest resident size of a process that builds one row and runs it three times, with interpreter and torch."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_of_row, (options, precision, runtime))
+    return in_own_process(_peak_of_row, options, precision, runtime)
+
+
+def in_own_process(function: Callable[..., T], *arguments: object) -> T:
+    """What a function of a module gives in a new process.
+
+    Raises:
+        ConfigError: The process was killed.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise ConfigError(
+                "the process that was measured was killed, most likely because memory ran out; take a smaller size, or "
+                "end other programs"
+            ) from error
 
 
 def _peak_of_row(options: CompareOptions, precision: str, runtime: str) -> int:

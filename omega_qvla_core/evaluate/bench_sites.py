@@ -6,7 +6,6 @@ factorization, or of a search over grids, depends on the values.
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 from omega_qvla_core.errors import QuantizationError
-from omega_qvla_core.evaluate.bench_memory import process_peak_bytes
+from omega_qvla_core.evaluate.bench_memory import in_own_process, process_peak_bytes
 from omega_qvla_core.models.step_context import DenoiseStep
 from omega_qvla_core.quant.build import build_site
 from omega_qvla_core.quant.memory import meta_model
@@ -100,9 +99,9 @@ def measure_site(size: SiteSize, tokens: int, threads: int, device: str) -> Site
 
     Raises:
         QuantizationError: The recipe cannot be carried out with so few tokens.
+        ConfigError: The process was killed.
     """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure, (size, tokens, threads, device))
+    return in_own_process(_measure, size, tokens, threads, device)
 
 
 def measure_sites(

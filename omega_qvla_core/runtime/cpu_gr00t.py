@@ -146,13 +146,12 @@ class Gr00tPlan(Plan):
         features = self._language_state.normed(self._language_end)
         if self._project is not None:
             features = self._project(features, 0)
-        if self._adapter_start is not None:
-            self._features.copy_(self._adapter_start(features))
-            for layer, norm in zip(self._adapter, self._adapter_norms):
-                layer.run(0, norm)
-            features = self._features
+        # Not in the memory of products, where keys and values of the same size would be written over them.
+        self._features.copy_(features if self._adapter_start is None else self._adapter_start(features))
+        for layer, norm in zip(self._adapter, self._adapter_norms):
+            layer.run(0, norm)
         for layer in self._readers:
-            layer.write_context(features)
+            layer.write_context(self._features)
         self._state_tokens.copy_(self._state_encoder(prefix.state, prefix.embodiment)[0])
 
     def velocity(self, x_t: Tensor, index: int) -> Tensor:
@@ -179,10 +178,10 @@ class Gr00tPlan(Plan):
         self._language_norms = [plain_norms(block) for block in tower.layers]
         self._language_end = plain_norm(tower.norm)
         self._project = None if weights.project is None else weights.project.bind(tokens, buffers)
+        self._features = buffers.own(tokens, model.config.feature_width)
         blocks, self._adapter_start = _adapter_blocks(model), None
         if model.config.adapter is not None:
             self._adapter_start = Norm.of(model.action_head.vlln)
-            self._features = buffers.own(tokens, model.config.feature_width)
         self._adapter = [
             HeadLayer(block, one, self._features, 0, tokens, buffers) for block, one in zip(blocks, weights.adapter)
         ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from typer.testing import CliRunner
 
 from omega_qvla_core.cli import app
-from omega_qvla_core.errors import QuantizationError
+from omega_qvla_core.errors import ConfigError, QuantizationError
+from omega_qvla_core.evaluate.bench_memory import in_own_process
 from omega_qvla_core.evaluate.bench_sites import SiteSize, measure_site, site_sizes
 from omega_qvla_core.quant.recipe import Recipe
 
@@ -36,6 +39,11 @@ def test_a_site_is_made_and_its_cost_is_counted():
     recipe = Recipe.preset("executable_w4a4").action_head
     cost = measure_site(SiteSize("small", "action_head", 1, 48, 64, 2, recipe), 256, 1, "cpu")
     assert 0 < cost.cpu_s and 0 < cost.wall_s and cost.peak_bytes > 50 << 20
+
+
+def test_a_process_that_is_killed_is_an_error():
+    with pytest.raises(ConfigError, match="memory ran out"):
+        in_own_process(signal.raise_signal, signal.SIGKILL)
 
 
 def test_an_unknown_model_and_an_unknown_site_are_refused():

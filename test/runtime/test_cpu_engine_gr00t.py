@@ -83,6 +83,8 @@ def quantized(policy, request) -> Policy:
         {"project_features": False, "feature_width": 32, "adapter": StackConfig(1, 4, 8)},
         {"future_tokens": 0, "dit": StackConfig(3, 2, 8)},
         {"dit": StackConfig(1, 2, 8)},
+        # Features as wide as keys and values together.
+        {"adapter": None, "feature_width": 32, "dit": StackConfig(3, 2, 8)},
     ],
 )
 def test_every_kind_of_head_agrees(changes):
