@@ -25,6 +25,11 @@ from omega_qvla_core.quant.whole import apply_whole, contract_embodiment
 from omega_qvla_core.runtime import Policy
 
 
+def slow(*values: object) -> list:
+    """More parameters of the same kind, for `make test-slow`."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 class Stopped(Exception):
     """Stands for a kill: nothing catches it."""
 

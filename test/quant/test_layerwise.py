@@ -12,6 +12,7 @@ from layerwise_support import (
     both_statistics,
     contents,
     in_memory,
+    slow,
     stop_at_unit,
     stop_before_writing,
 )
@@ -74,7 +75,7 @@ def test_models_that_start_with_weights_of_their_own_get_those_of_the_checkpoint
     assert_same(tmp_path, static)
 
 
-@pytest.mark.parametrize("unit", [1, 5, 10, 14])
+@pytest.mark.parametrize("unit", [5, 14, *slow(1, 10)])
 def test_a_run_that_stops_anywhere_goes_on(unit, checkpoint, seen, static, tmp_path):
     stop_at_unit(checkpoint, STATIC, seen, tmp_path, unit)
     result = quantize_checkpoint(checkpoint, STATIC, tmp_path, observations=seen)
@@ -82,7 +83,7 @@ def test_a_run_that_stops_anywhere_goes_on(unit, checkpoint, seen, static, tmp_p
     assert_same(tmp_path, static)
 
 
-@pytest.mark.parametrize("file", ["prefix", "language_000_kv", "steps", "modulations", "block_000_x"])
+@pytest.mark.parametrize("file", ["language_000_kv", "block_000_x", *slow("prefix", "steps", "modulations")])
 def test_a_run_that_is_cut_off_inside_a_stage_goes_on(file, checkpoint, seen, static, tmp_path, monkeypatch):
     def run() -> None:
         quantize_checkpoint(checkpoint, STATIC, tmp_path, observations=seen)

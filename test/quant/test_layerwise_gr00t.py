@@ -12,6 +12,7 @@ from layerwise_support import (
     assert_same_statistics,
     both_statistics,
     in_memory,
+    slow,
     stop_at_unit,
     stop_before_writing,
 )
@@ -107,7 +108,7 @@ def test_a_run_that_stops_anywhere_goes_on(unit, checkpoint, seen, static, tmp_p
     assert_same(tmp_path, static)
 
 
-@pytest.mark.parametrize("file", ["embedded", "features_000_x", "steps", "block_001_x"])
+@pytest.mark.parametrize("file", ["features_000_x", "block_001_x", *slow("embedded", "steps")])
 def test_a_run_that_is_cut_off_inside_a_stage_goes_on(file, checkpoint, seen, static, tmp_path, monkeypatch):
     def run() -> None:
         quantize_checkpoint(checkpoint, STATIC, tmp_path, observations=seen)

@@ -13,6 +13,7 @@ from layerwise_support import (
     both_statistics,
     contents,
     in_memory,
+    slow,
     stop_at_unit,
     stop_before_writing,
 )
@@ -67,7 +68,7 @@ def test_statistics_and_token_samples_are_those_of_the_calibration_in_memory(cas
     assert_same_statistics(pairs)
 
 
-@pytest.mark.parametrize("unit", [1, 9])
+@pytest.mark.parametrize("unit", [9, *slow(1)])
 def test_a_run_that_stops_anywhere_goes_on(unit, case, static, tmp_path):
     """Before the parts are done, and at a layer of the vision tower."""
     stop_at_unit(case.checkpoint, STATIC, case.seen, tmp_path, unit)
@@ -77,7 +78,7 @@ def test_a_run_that_stops_anywhere_goes_on(unit, case, static, tmp_path):
     assert "part." in "".join(contents(tmp_path)[1])
 
 
-@pytest.mark.parametrize("file", ["vision_000_x", "embedded", "steps"])
+@pytest.mark.parametrize("file", ["vision_000_x", *slow("embedded", "steps")])
 def test_a_run_that_is_cut_off_inside_a_stage_goes_on(file, case, static, tmp_path, monkeypatch):
     def run() -> None:
         quantize_checkpoint(case.checkpoint, STATIC, tmp_path, observations=case.seen)
