@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -130,6 +131,16 @@ def read_record(folder: Path) -> QuantizationRecord:
 def model_hash(description: PolicyDescription) -> str:
     """SHA-256 of the model's sizes; packs fit models of the same sizes only."""
     return hashlib.sha256(json.dumps(description.model.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def description_hash(description: PolicyDescription) -> str:
+    """SHA-256 of all that ``write_description`` writes: model, policy or robot setup, statistics, tokenizer."""
+    digest = hashlib.sha256()
+    with TemporaryDirectory() as folder:
+        write_description(description, Path(folder))
+        for path in sorted(Path(folder).iterdir()):
+            digest.update(f"{path.name} {path.stat().st_size} ".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _stored(name: str, tensor: Tensor, recipe: Recipe) -> Tensor:

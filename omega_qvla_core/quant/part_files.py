@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from omega_qvla_core.errors import PackError
+from omega_qvla_core.strict_json import write_json
+
+STATE_FILE = "state.json"
 
 _CHUNK = 16 << 20
 _LENGTH_BYTES = 8
@@ -31,6 +35,44 @@ _TYPES = {
     "BF16": (torch.bfloat16, 2),
     "F32": (torch.float32, 4),
 }
+
+
+def claim_folder(folder: Path, state: Mapping[str, Any]) -> None:
+    """Make a folder for units, or take over one whose units were made with the same state.
+
+    Args:
+        folder: Of the units.
+        state: All that decides what the units hold; JSON.
+
+    Raises:
+        PackError: The folder holds units of another state, or units and no readable state.
+    """
+    path = folder / STATE_FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise PackError(f"{path} cannot be read ({error}); delete {folder} and run again") from error
+        if found != json.loads(json.dumps(state)):
+            raise PackError(
+                f"{folder} holds units of another recipe, checkpoint, robot setup or calibration; delete it or give "
+                "another folder"
+            )
+        return
+    if next(folder.glob("*.safetensors"), None) is not None:
+        raise PackError(f"{folder} holds units and no {STATE_FILE} that tells what of; delete it and run again")
+    partial = path.with_suffix(".partial")
+    write_json(partial, state)
+    partial.replace(path)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of units; a kill meanwhile leaves nothing under its name."""
+    gone = folder.with_name(f"{folder.name}.done")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def write_unit(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:

@@ -15,7 +15,6 @@ import copy
 import hashlib
 import json
 import resource
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from omega_qvla_core.checkpoints.families import family_of_config
 from omega_qvla_core.checkpoints.folder import PACK_FILE
 from omega_qvla_core.checkpoints.loading import Description, Headers, describe, read_headers
 from omega_qvla_core.checkpoints.strict_loading import matching_names
-from omega_qvla_core.errors import PackError, QuantizationError
+from omega_qvla_core.errors import QuantizationError
 from omega_qvla_core.policy_types import Observation
 from omega_qvla_core.processing.robot_setup import RobotSetup
 from omega_qvla_core.quant.auto import choose
@@ -40,8 +39,8 @@ from omega_qvla_core.quant.build import build_site
 from omega_qvla_core.quant.calibrate import Calibration
 from omega_qvla_core.quant.layerwise import LayerwiseCalibration
 from omega_qvla_core.quant.memory import meta_model
-from omega_qvla_core.quant.pack import PACK_FORMAT, model_hash
-from omega_qvla_core.quant.part_files import merge_units, read_info, write_unit
+from omega_qvla_core.quant.pack import PACK_FORMAT, description_hash, model_hash
+from omega_qvla_core.quant.part_files import claim_folder, merge_units, read_info, remove_folder, write_unit
 from omega_qvla_core.quant.parts import StoredPart, replace_module
 from omega_qvla_core.quant.quantize import Progress, check_overrides, split_site
 from omega_qvla_core.quant.recipe import FLOAT_BITS, Recipe, SideRecipe
@@ -67,10 +66,9 @@ from omega_qvla_core.quant.whole import (
     table_names,
     unread_names,
 )
-from omega_qvla_core.strict_json import dataclass_to_json, write_json
+from omega_qvla_core.strict_json import dataclass_to_json
 
 UNITS_FOLDER = "units"
-_STATE_FILE = "state.json"
 _ACTIVATIONS_FOLDER = "activations"
 
 _PROBE_NOTE = "no calibration: the error is on random normal inputs"
@@ -148,7 +146,7 @@ def quantize_checkpoint(
 
     Raises:
         QuantizationError: The recipe needs a calibration, or a layer cannot be done as it asks.
-        PackError: ``out`` holds units of another recipe, checkpoint or calibration.
+        PackError: ``out`` holds units of another recipe, checkpoint, robot setup or calibration.
         CheckpointError: The checkpoint is damaged or of another model than its configuration says.
         ConfigError: A configuration is not valid.
         ObservationError: An observation to calibrate on does not fit the policy; InstructionError: its text does not.
@@ -230,11 +228,11 @@ class _Job:
 
     def run(self, progress: Progress | None) -> int:
         """Do what is not done yet; returns how many units were."""
-        self._open_folder()
+        claim_folder(self.folder, self._state())
         resumed = 0
         for done, index in enumerate(sorted(range(len(self.units)), key=self._turn)):
             path, unit = self._path(index), self.units[index]
-            if read_info(path) is not None:
+            if (read_info(path) or {}).get("unit") == unit.name:
                 resumed += 1
                 continue
             if progress is not None:
@@ -263,25 +261,33 @@ class _Job:
             metadata["parts"] = json.dumps(parts)
         merge_units(paths, self.pack, metadata)
         write_description(self.description, self.pack.parent)
-        shutil.rmtree(self.folder)
+        remove_folder(self.folder)
         if results:
             self.worst = max(((name, one["error"]) for name, one in results.items()), key=lambda pair: pair[1])
 
-    def _open_folder(self) -> None:
-        state = {
+    def _state(self) -> dict[str, Any]:
+        """All that decides what the units hold."""
+        return {
             "recipe": self.recipe.to_json(),
-            "model_sha256": model_hash(self.description),
+            "description": description_hash(self.description),
+            "num_steps": self.num_steps,
+            "embodiments": list(self.kept),
             "source": self.source.identity(),
-            "calibration": self.manifest or self.calibration is not None,
+            "calibration": self.manifest or self._statistics_hash(),
         }
-        path = self.folder / _STATE_FILE
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(state)):
-            raise PackError(
-                f"{self.folder} holds units of another recipe, checkpoint or calibration; delete it or give another "
-                "folder"
-            )
-        write_json(path, state)
+
+    def _statistics_hash(self) -> str | None:
+        """Of statistics that were handed over without saying what they are of."""
+        if self.calibration is None:
+            return None
+        digest = hashlib.sha256()
+        for site in self.sites:
+            if site.name in self.calibration:
+                statistics = self.calibration[site.name]
+                digest.update(f"{site.name} {statistics.counts}".encode())
+                for values in (statistics.absmax(), statistics.mean()):
+                    digest.update(values.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def _turn(self, index: int) -> tuple[int, int]:
         """When a unit is done: parts before sites, which are calibrated with the parts in place, by their stages."""

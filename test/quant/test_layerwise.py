@@ -120,5 +120,5 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(checkpoint, s
 
 def test_other_observations_are_not_mixed_with_what_is_there(checkpoint, seen, tmp_path):
     stop_at_unit(checkpoint, STATIC, seen, tmp_path, 3)
-    with pytest.raises(PackError, match="another recipe, checkpoint or calibration"):
+    with pytest.raises(PackError, match="another recipe, checkpoint, robot setup or calibration"):
         quantize_checkpoint(checkpoint, STATIC, tmp_path, observations=seen[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,15 +143,35 @@ def interrupted(checkpoint: Path, out: Path) -> None:
 
 def test_units_of_another_recipe_are_refused(checkpoint, tmp_path):
     interrupted(checkpoint, tmp_path)
-    with pytest.raises(PackError, match="another recipe, checkpoint or calibration"):
+    with pytest.raises(PackError, match="another recipe, checkpoint, robot setup or calibration"):
         quantize_checkpoint(checkpoint, Recipe.preset("rtn_whole"), tmp_path)
 
 
 def test_units_of_another_checkpoint_are_refused(checkpoint, policy, tmp_path):
     interrupted(checkpoint, tmp_path / "out")
     policy.save(tmp_path / "other")
-    with pytest.raises(PackError, match="another recipe, checkpoint or calibration"):
+    with pytest.raises(PackError, match="another recipe, checkpoint, robot setup or calibration"):
         quantize_checkpoint(tmp_path / "other", RTN, tmp_path / "out")
+
+
+def test_units_of_another_robot_setup_are_refused(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    interrupted(folder, tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    config["name"] = "another"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PackError, match="robot setup"):
+        quantize_checkpoint(folder, RTN, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_units_whose_origin_is_not_known_are_refused(content, checkpoint, tmp_path):
+    interrupted(checkpoint, tmp_path)
+    state = tmp_path / "units" / "state.json"
+    state.unlink() if content is None else state.write_text(content)
+    with pytest.raises(PackError, match=r"state\.json"):
+        quantize_checkpoint(checkpoint, RTN, tmp_path)
+    assert len(list((tmp_path / "units").glob("*.safetensors"))) == 3
 
 
 def test_a_unit_without_its_bytes_is_not_finished(tmp_path):

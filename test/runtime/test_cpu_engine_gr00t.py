@@ -128,6 +128,16 @@ def test_lengths_embodiments_and_steps_have_plans_of_their_own(model):
     assert all((found[1, words, 4] - found[3, words, 4]).abs().max() > 1e-3 for words in (2, 5))
 
 
+def test_guided_steps_agree(model):
+    def guide(x, u, tau):
+        return u + (1.0 - tau) * 0.1 * x
+
+    inputs, noise = small_inputs(1), noise_for(model, 1)
+    got = CpuEngine(model).run(inputs, noise, 4, guide)
+    torch.testing.assert_close(got, eager(model, inputs, noise, 4, guide), rtol=0, atol=ROUNDING)
+    assert (got - eager(model, inputs, noise)).abs().max() > 1e-3
+
+
 def test_plans_are_forgotten_but_read_weights_are_not(model):
     engine = CpuEngine(model)
     for words in range(1, 12):
