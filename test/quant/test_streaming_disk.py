@@ -129,7 +129,7 @@ def test_a_killed_run_goes_on_where_it_was(checkpoint, tmp_path):
     assert (out / "pack.safetensors").read_bytes() == (tmp_path / "whole" / "pack.safetensors").read_bytes()
 
 
-def interrupted(checkpoint: Path, out: Path) -> None:
+def interrupted(checkpoint: Path, out: Path, recipe: Recipe = RTN, **options: object) -> None:
     class Stop(Exception):
         pass
 
@@ -138,7 +138,7 @@ def interrupted(checkpoint: Path, out: Path) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        quantize_checkpoint(checkpoint, RTN, out, progress=progress)
+        quantize_checkpoint(checkpoint, recipe, out, progress=progress, **options)
 
 
 def test_units_of_another_recipe_are_refused(checkpoint, tmp_path):
@@ -162,6 +162,16 @@ def test_units_of_another_robot_setup_are_refused(checkpoint, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(PackError, match="robot setup"):
         quantize_checkpoint(folder, RTN, tmp_path / "out")
+
+
+def test_units_of_another_calibration_without_a_manifest_are_refused(checkpoint, calibration_observations, tmp_path):
+    recipe, policy = Recipe.preset("rtn_static_absmax"), Policy.load(checkpoint)
+    sites = find_sites(policy.model)
+    one, other = (calibrate_policy(policy, sites, calibration_observations, seed=seed) for seed in (0, 1))
+    interrupted(checkpoint, tmp_path, recipe, calibration=one)
+    with pytest.raises(PackError, match="or calibration"):
+        quantize_checkpoint(checkpoint, recipe, tmp_path, calibration=other)
+    assert quantize_checkpoint(checkpoint, recipe, tmp_path, calibration=one).resumed == 3
 
 
 @pytest.mark.parametrize("content", [None, "", "{"])
