@@ -2,9 +2,9 @@
 
 Language tower, adapter, state encoder, and the keys and values of every cross-attention run once per observation.
 Constant over observations, and made with the plan, are the modulations of every block and step and what the action
-encoder makes of the timestep. Linears with nothing between them (the action encoder's first two; the transformer's
-output and the decoder's first) are multiplied out. There are no masks but the language tower's causal one: one
-observation without padding needs none. ``cpu_tower`` and ``cpu_head`` say what the layers save.
+encoder makes of the timestep. There are no masks but the language tower's causal one: one observation without padding
+needs none. ``cpu_tower`` and ``cpu_head`` say what the layers save, ``embodiment_weights`` which linears are multiplied
+out.
 
 Results are those of the model up to float32 rounding. In quantized models that can move an activation code that lies
 between two values, and with it the outputs by a part of a quantization step.
@@ -25,48 +25,7 @@ from omega_qvla_core.runtime.cpu_head import BlockWeights, HeadLayer, Norm
 from omega_qvla_core.runtime.cpu_linear import Product, merge
 from omega_qvla_core.runtime.cpu_plan import Plan, check_steps
 from omega_qvla_core.runtime.cpu_tower import Cache, Layer, LayerWeights, State, plain_norm, plain_norms, turns
-
-# A linear as ``x @ weight + bias``.
-Affine = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class EmbodimentWeights:
-    """Action encoder and decoder of one embodiment.
-
-    Attributes:
-        actions: Noisy actions to the encoder's hidden width.
-        time: Weight of the time features there, ``[width, width]``.
-        tokens: Hidden width to tokens.
-        hidden: The transformer's last norm to the decoder's hidden width.
-        out: Hidden width to velocities.
-    """
-
-    actions: Affine
-    time: Tensor
-    tokens: Affine
-    hidden: Affine
-    out: Affine
-
-    @classmethod
-    def of(cls, model: Gr00tN15, embodiment: int) -> EmbodimentWeights:
-        """Read one embodiment's weights."""
-        head = model.action_head
-        encoder, decoder, project = head.action_encoder, head.action_decoder, head.model.proj_out_2
-        first, (second, bias) = (one.weights_of(embodiment) for one in (encoder.W1, encoder.W2))
-        # The second linear reads what the first one gave beside the time features.
-        of_actions, of_time = second.split(first[0].shape[1])
-        return cls(
-            _product(first, (of_actions, bias)),
-            of_time,
-            encoder.W3.weights_of(embodiment),
-            _product((project.weight.t(), project.bias), decoder.layer1.weights_of(embodiment)),
-            decoder.layer2.weights_of(embodiment),
-        )
-
-    def copied_bytes(self) -> int:
-        """Bytes besides the model's own."""
-        return sum(one.numel() * one.element_size() for one in (*self.actions, *self.hidden))
+from omega_qvla_core.runtime.embodiment_weights import EmbodimentWeights
 
 
 @dataclass(frozen=True)
@@ -93,7 +52,7 @@ class Gr00tWeights:
     def embodiment(self, model: Gr00tN15, index: int) -> EmbodimentWeights:
         """An embodiment's, read when a plan first asks for them."""
         if index not in self._embodiments:
-            self._embodiments[index] = EmbodimentWeights.of(model, index)
+            self._embodiments[index] = EmbodimentWeights.of(model.action_head, index, torch.float32)
         return self._embodiments[index]
 
     def copied_bytes(self) -> int:
@@ -207,13 +166,10 @@ class Gr00tPlan(Plan):
 
     def _build_constants(self, model: Gr00tN15, num_steps: int) -> None:
         conditions, one = model.step_conditions(num_steps), self._embodiment
-        self._encoder_bias = [
-            torch.addmm(one.actions[1], condition.action_features, one.time)[0] for condition in conditions
-        ]
+        self._encoder_bias = [one.step_bias(condition.action_features)[0] for condition in conditions]
         self._norms = [_block_norms(condition, model.expert) for condition in conditions]
         self._final = [_final_norm(condition, model.expert) for condition in conditions]
-        table, horizon = model.action_head.position_embedding, model.config.action_horizon
-        self._positions = one.tokens[1] if table is None else one.tokens[1] + table.weight[:horizon]
+        self._positions = one.token_bias(model.action_head.position_embedding, model.config.action_horizon)
 
 
 def _adapter_blocks(model: Gr00tN15) -> list[nn.Module]:
@@ -233,12 +189,6 @@ def _final_norm(condition: TimeCondition, dit: DiT) -> Norm:
     """Shift, then scale: the opposite of the blocks."""
     shift, scale = condition.modulations[-1][0, 0].float().chunk(2)
     return Norm(1.0 + scale, shift.clone(), dit.norm_out.eps)
-
-
-def _product(first: Affine, second: Affine) -> Affine:
-    """One linear in the place of two."""
-    (weight, bias), (after, after_bias) = ((one.detach().double() for one in pair) for pair in (first, second))
-    return (weight @ after).float(), (bias @ after + after_bias).float()
 
 
 def _check_steps(model: Gr00tN15, num_steps: int) -> None:

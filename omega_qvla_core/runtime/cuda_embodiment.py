@@ -1,14 +1,11 @@
-"""State encoder, action encoder and action decoder of GR00T N1.5 for one embodiment.
+"""State encoder, action encoder and action decoder of GR00T N1.5 on a GPU, for the embodiment in use.
 
-Two linears with nothing between them become one: the action encoder's first with the half of its second that reads the
-actions, and the transformer's last with the decoder's first. The other half of the second reads the flow time alone, so
-that it becomes a bias per denoise step. The products of weights are float64, rounded once.
+Which linears are one product is in ``embodiment_weights``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,33 +18,7 @@ from omega_qvla_core.models.gr00t_embodiment import EmbodimentLinear
 from omega_qvla_core.models.gr00t_n15 import Gr00tN15, TimeCondition
 from omega_qvla_core.runtime.cuda_layers import ActivatedInto, SmallProduct
 from omega_qvla_core.runtime.cuda_sites import FloatSite
-
-
-@dataclass(frozen=True)
-class _Matrices:
-    """Weights ``[O, I]`` and biases of an embodiment, float64; see the module's docstring.
-
-    Attributes:
-        state: Of the state encoder, each ``[I, O]`` and ``[O]``.
-        into: Actions to what the action encoder activates.
-        step_bias: Added to it, ``[steps, width]``.
-        action: From what is activated to tokens.
-        places: What is added to the tokens, ``[H, width]``.
-        decoder: From the transformer's last norm to what the decoder activates.
-        decoder_bias: Added to it.
-        out: From there to velocities.
-        out_bias: Added to them.
-    """
-
-    state: tuple[Tensor, Tensor, Tensor, Tensor]
-    into: Tensor
-    step_bias: Tensor
-    action: Tensor
-    places: Tensor
-    decoder: Tensor
-    decoder_bias: Tensor
-    out: Tensor
-    out_bias: Tensor
+from omega_qvla_core.runtime.embodiment_weights import EmbodimentWeights
 
 
 class CudaEmbodiment:
@@ -74,10 +45,10 @@ class CudaEmbodiment:
         self._head, self._dtype = model.action_head, dtype
         self._times = torch.cat([one.action_features for one in conditions]).double()
         self._index = 0
-        found = self._matrices(0)
-        self.places = found.places.float()
-        self._step_bias = _step_bias(found)
-        self._state = [one.to(dtype) for one in found.state]
+        found = self._read(0)
+        self.places = self._places(found).float()
+        self._step_bias = self._padded_step_bias(found)
+        self._state = [one.detach().to(dtype, copy=True) for one in self._state_weights(0)]
         into, self.action, decoder, self.velocity = self._products = [
             SmallProduct(site, site.small(), tuned) for site in self._sites(found)
         ]
@@ -90,10 +61,10 @@ class CudaEmbodiment:
         """Take the weights of an embodiment, for the graphs launched afterwards; does nothing if they are here."""
         if index == self._index:
             return
-        found = self._matrices(index)
-        self.places.copy_(found.places)
-        self._step_bias.copy_(_step_bias(found))
-        for kept, new in zip(self._state, found.state):
+        found = self._read(index)
+        self.places.copy_(self._places(found))
+        self._step_bias.copy_(self._padded_step_bias(found))
+        for kept, new in zip(self._state, self._state_weights(index)):
             kept.copy_(new)
         for product, site in zip(self._products, self._sites(found)):
             new = site.small()
@@ -116,46 +87,38 @@ class CudaEmbodiment:
         """Of what is not in ``weights``."""
         return sum(one.numel() * one.element_size() for one in (self.places, self._step_bias, *self._state))
 
-    def _sites(self, found: _Matrices) -> tuple[FloatSite, ...]:
+    def _sites(self, found: EmbodimentWeights) -> tuple[FloatSite, ...]:
         return (
-            FloatSite(found.into, None, self._dtype),
-            FloatSite(found.action, None, self._dtype),
-            FloatSite(found.decoder, found.decoder_bias, self._dtype),
-            FloatSite(found.out, found.out_bias, self._dtype),
+            FloatSite(found.actions[0].t(), None, self._dtype),
+            FloatSite(found.tokens[0].t(), None, self._dtype),
+            FloatSite(found.hidden[0].t(), found.hidden[1], self._dtype),
+            FloatSite(found.out[0].t(), found.out[1], self._dtype),
         )
 
-    def _matrices(self, index: int) -> _Matrices:
+    def _read(self, index: int) -> EmbodimentWeights:
         head = self._head
-        encoder, decoder, last = head.action_encoder, head.action_decoder, head.model.proj_out_2
-        (w1, b1), (w2, b2), (w3, b3) = (_of(one, index) for one in (encoder.W1, encoder.W2, encoder.W3))
-        (d1, e1), (d2, e2) = (_of(one, index) for one in (decoder.layer1, decoder.layer2))
-        actions, time = w2.split(w3.shape[0])
-        places = b3.expand(head.horizon, -1)
-        if head.position_embedding is not None:
-            places = places + head.position_embedding.weight[: head.horizon].detach().double()
-        return _Matrices(
-            state=(*_of(head.state_encoder.layer1, index), *_of(head.state_encoder.layer2, index)),
-            into=(w1 @ actions).t(),
-            step_bias=b1 @ actions + b2 + self._times @ time,
-            action=w3.t(),
-            places=places,
-            decoder=(last.weight.detach().double().t() @ d1).t(),
-            decoder_bias=last.bias.detach().double() @ d1 + e1,
-            out=d2.t(),
-            out_bias=e2,
-        )
+        if not all(isinstance(one, EmbodimentLinear) for one in _linears(head)):
+            raise EngineError("the weights of the embodiments are quantized; use scope paper")
+        return EmbodimentWeights.of(head, index, torch.float64)
+
+    def _state_weights(self, index: int) -> tuple[Tensor, ...]:
+        encoder = self._head.state_encoder
+        return (*encoder.layer1.weights_of(index), *encoder.layer2.weights_of(index))
+
+    def _places(self, found: EmbodimentWeights) -> Tensor:
+        """float64 ``[H, width]``."""
+        head = self._head
+        return found.token_bias(head.position_embedding, head.horizon).expand(head.horizon, -1)
+
+    def _padded_step_bias(self, found: EmbodimentWeights) -> Tensor:
+        """float32 ``[steps, width padded]``."""
+        bias = found.step_bias(self._times)
+        steps, width = bias.shape
+        padded = bias.new_zeros(steps, round_up(width, BLOCK_OUT), dtype=torch.float32)
+        padded[:, :width] = bias
+        return padded
 
 
-def _of(linear: nn.Module, index: int) -> tuple[Tensor, Tensor]:
-    """Weight ``[I, O]`` and bias ``[O]``, float64."""
-    if not isinstance(linear, EmbodimentLinear):
-        raise EngineError("the weights of the embodiments are quantized; use scope paper")
-    return linear.W[index].detach().double(), linear.b[index].detach().double()
-
-
-def _step_bias(found: _Matrices) -> Tensor:
-    """float32 ``[steps, width padded]``."""
-    steps, width = found.step_bias.shape
-    padded = found.step_bias.new_zeros(steps, round_up(width, BLOCK_OUT), dtype=torch.float32)
-    padded[:, :width] = found.step_bias
-    return padded
+def _linears(head: nn.Module) -> tuple[nn.Module, ...]:
+    encoder, decoder, state = head.action_encoder, head.action_decoder, head.state_encoder
+    return encoder.W1, encoder.W2, encoder.W3, decoder.layer1, decoder.layer2, state.layer1, state.layer2
