@@ -173,6 +173,16 @@ def merge(shares: Shares, out: Tensor, scales: Tensor | None, coding: Coding, to
     """See ``rows.merge_rows``: ``[T, heads * head_dim]`` of all shares, coded as ``norm`` does."""
     splits, rows_padded, head_dim = shares.mixed.shape
     width, spare = heads * head_dim, out if scales is None else scales
+    constants = {
+        "HEADS": heads,
+        "HEAD_DIM": head_dim,
+        "SPLITS": splits,
+        "HAS_MUL": mul is not None,
+        **coding.constants,
+        "EARLY": early,
+        "num_warps": _MERGE_WARPS,
+        **launch_options(early),
+    }
     if head_dim % _LINE == 0 and coding.mode != rows.TOKEN and coding.group <= head_dim:
         rows.merge_heads[(tokens, heads)](
             shares.mixed,
@@ -185,15 +195,8 @@ def merge(shares: Shares, out: Tensor, scales: Tensor | None, coding: Coding, to
             rows_padded,
             spare.stride(0),
             out.stride(0),
-            HEADS=heads,
-            HEAD_DIM=head_dim,
-            SPLITS=splits,
             BLOCKS=lines(head_dim),
-            HAS_MUL=mul is not None,
-            **coding.constants,
-            EARLY=early,
-            num_warps=_MERGE_WARPS,
-            **launch_options(early),
+            **constants,
         )
         return
     rows.merge_rows[(tokens,)](
@@ -208,15 +211,8 @@ def merge(shares: Shares, out: Tensor, scales: Tensor | None, coding: Coding, to
         spare.stride(0),
         width,
         out.stride(0),
-        HEADS=heads,
-        HEAD_DIM=head_dim,
-        SPLITS=splits,
         BLOCKS=lines(width),
-        HAS_MUL=mul is not None,
-        **coding.constants,
-        EARLY=early,
-        num_warps=_MERGE_WARPS,
-        **launch_options(early),
+        **constants,
     )
 
 
