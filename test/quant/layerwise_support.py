@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -66,7 +66,14 @@ def stop_at_unit(checkpoint: Path, recipe: Recipe, seen: Sequence[Observation], 
         quantize_checkpoint(checkpoint, recipe, out, observations=seen, progress=stop)
 
 
-def stop_before_writing(wanted: str, run: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+def stop_before_writing(
+    wanted: str,
+    checkpoint: Path,
+    recipe: Recipe,
+    seen: Sequence[Observation],
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A run that ends when a file of activations is due."""
     write = ActivationFiles.write
 
@@ -78,7 +85,7 @@ def stop_before_writing(wanted: str, run: Callable[[], object], monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(ActivationFiles, "write", stop)
         with pytest.raises(Stopped):
-            run()
+            quantize_checkpoint(checkpoint, recipe, out, observations=seen)
 
 
 def both_statistics(

@@ -85,11 +85,8 @@ def test_a_run_that_stops_anywhere_goes_on(unit, checkpoint, seen, static, tmp_p
 
 @pytest.mark.parametrize("file", ["language_000_kv", "block_000_x", *slow("prefix", "steps", "modulations")])
 def test_a_run_that_is_cut_off_inside_a_stage_goes_on(file, checkpoint, seen, static, tmp_path, monkeypatch):
-    def run() -> None:
-        quantize_checkpoint(checkpoint, STATIC, tmp_path, observations=seen)
-
-    stop_before_writing(file, run, monkeypatch)
-    run()
+    stop_before_writing(file, checkpoint, STATIC, seen, tmp_path, monkeypatch)
+    quantize_checkpoint(checkpoint, STATIC, tmp_path, observations=seen)
     assert_same(tmp_path, static)
 
 

@@ -80,11 +80,8 @@ def test_a_run_that_stops_anywhere_goes_on(unit, case, static, tmp_path):
 
 @pytest.mark.parametrize("file", ["vision_000_x", *slow("embedded", "steps")])
 def test_a_run_that_is_cut_off_inside_a_stage_goes_on(file, case, static, tmp_path, monkeypatch):
-    def run() -> None:
-        quantize_checkpoint(case.checkpoint, STATIC, tmp_path, observations=case.seen)
-
-    stop_before_writing(file, run, monkeypatch)
-    run()
+    stop_before_writing(file, case.checkpoint, STATIC, case.seen, tmp_path, monkeypatch)
+    quantize_checkpoint(case.checkpoint, STATIC, tmp_path, observations=case.seen)
     assert_same(tmp_path, static)
 
 
