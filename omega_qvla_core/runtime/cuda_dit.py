@@ -191,7 +191,8 @@ class CudaDit:
         operand = block.queries.operand(work, "dit in", tokens)
         self._norm(x, operand, block.queries.site.coding(step), block.norm1[step], parts, tokens)
         queries = work.buffer("dit queries", x.shape[0], block.queries.weight.row_tiles * BLOCK_OUT)
-        block.queries.plain(work, operand, queries)
+        parts = block.queries.parts(work, "dit queries shares", operand)
+        norm(None, queries, None, Coding(), parts=parts, tokens=tokens, early=self._tuned.early)
         if context is None:
             mixed = self._attend(
                 work, block, queries, queries[:, width : 2 * width], queries[:, 2 * width :], seen.own, step

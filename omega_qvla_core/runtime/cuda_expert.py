@@ -1,8 +1,8 @@
 """The action expert of Pi 0.5: one denoise step, five products and their producers per layer.
 
-Per layer: norm and codes; queries, keys and values, turned, keys and values straight into the cache; attention in
-shares of the keys; join and codes; output product in shares; norm and codes, which adds these shares; gate and up with
-codes; down product in shares, which the next layer's norm adds. The residual stream is float32.
+Per layer: norm and codes; queries, keys and values in shares; these added and turned, keys and values into the cache;
+attention in shares of the keys; join and codes; output product in shares; norm and codes, which adds these shares;
+gate and up with codes; down product in shares, which the next layer's norm adds. The residual stream is float32.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from omega_qvla_core.errors import EngineError
 from omega_qvla_core.kernels.triton_kernels import rows
-from omega_qvla_core.kernels.triton_kernels.launch import Turn, padded_tokens
-from omega_qvla_core.kernels.triton_kernels.launch_rows import Coding, Heads, attend, merge, norm
-from omega_qvla_core.kernels.triton_kernels.layout import BLOCK_OUT, pair_rows
+from omega_qvla_core.kernels.triton_kernels.launch import padded_tokens
+from omega_qvla_core.kernels.triton_kernels.launch_rows import Coding, Heads, attend, merge, norm, rotate_heads
+from omega_qvla_core.kernels.triton_kernels.layout import BLOCK_OUT
 from omega_qvla_core.kernels.triton_kernels.tuning import Tuning
 from omega_qvla_core.models.pi05_prefix import StepCondition
 from omega_qvla_core.runtime.cuda_layers import ActivatedInto, NormFactors, SmallProduct, Workspace
@@ -100,12 +100,10 @@ class CudaExpert:
         out = self._site(f"{name} out", attention.o_proj)
         gate_up = self._site(f"{name} gate and up", mlp.gate_proj, mlp.up_proj)
         down = self._site(f"{name} down", mlp.down_proj)
-        device = attention.q_proj.weight.device if isinstance(attention.q_proj, nn.Linear) else None
-        order = pair_rows(self.heads.count + 2 * self.heads.kv, self.heads.dim, device or conditions[0].final.device)
         gated = SmallProduct(gate_up, gate_up.small(gated=True), self.tuned)
         into = SmallProduct(down, down.small(), self.tuned)
         return _Layer(
-            qkv=SmallProduct(qkv, qkv.small(order), self.tuned),
+            qkv=SmallProduct(qkv, qkv.small(), self.tuned),
             out=SmallProduct(out, out.small(), self.tuned),
             gate_up=gated,
             down=into,
@@ -156,13 +154,15 @@ class CudaExpert:
         operand = layer.qkv.operand(work, "expert in", tokens)
         self._norm(x, operand, layer.qkv, layer.norm1[step], step, parts, gate)
         queries, kv = heads.count * heads.dim, heads.kv * heads.dim
-        turn = Turn(suffix.cos, suffix.sin, cache[suffix.start :], queries, kv)
-        qkv = work.buffer("expert qkv", x.shape[0], layer.qkv.weight.row_tiles * BLOCK_OUT)
-        layer.qkv.turned(work, operand, qkv, turn)
+        own, q = cache[suffix.start :], work.buffer("expert queries", x.shape[0], queries)
+        rotate_heads(
+            layer.qkv.parts(work, "expert qkv", operand), q, own, own[:, kv:], suffix.cos, suffix.sin, heads, tokens,
+            early=self.tuned.early,
+        )  # fmt: skip
         shares = work.shares("expert", suffix.start, tokens, heads.count, heads.dim, more=1)
         blocks = self.tuned.shared_attention
         attend(
-            qkv, cache, cache[:, kv:], suffix.keys, shares, heads, tokens, suffix_start=suffix.start,
+            q, cache, cache[:, kv:], suffix.keys, shares, heads, tokens, suffix_start=suffix.start,
             most_keys=suffix.start, block_rows=blocks.rows, block_keys=blocks.keys, warps=blocks.warps,
             stages=blocks.stages, early=self.tuned.early,
         )  # fmt: skip

@@ -23,7 +23,7 @@ from omega_qvla_core.models.layers import QWEN3
 from omega_qvla_core.processing.policy_processor import ModelInputs
 from omega_qvla_core.runtime.cuda_blocks import EncoderLayer, LayerModules
 from omega_qvla_core.runtime.cuda_dit import CudaDit, Features
-from omega_qvla_core.runtime.cuda_layers import LargeProduct, NormFactors, Workspace
+from omega_qvla_core.runtime.cuda_layers import LargeProduct, NormFactors, Workspace, large_product
 from omega_qvla_core.runtime.cuda_prefix import CudaPrefix, rms_factors
 from omega_qvla_core.runtime.cuda_sites import SiteReader, precision_name
 from omega_qvla_core.runtime.cuda_vision import CudaVision
@@ -53,7 +53,7 @@ class CudaGr00t:
         self.model, self.config, self.dtype, self.num_steps = model, config, dtype, num_steps
         self.step_size = 1.0 / num_steps
         self.vision = CudaVision(model.vision, tuned, dtype, expand)
-        self._projector = _Projector(model.backbone.eagle_model.mlp1[0], tuned, dtype, expand)
+        self._projector = large_product("projector", model.backbone.eagle_model.mlp1[0], tuned, dtype, expand)
         self._seen = NormFactors.of_layer_norm(model.vision.vision_model.post_layernorm, self._projector.unsmooth)
         self.heads = Heads(language.num_heads, language.num_kv_heads, language.head_dim)
         self.language = CudaPrefix(
@@ -93,17 +93,9 @@ class CudaGr00t:
 
     def embed(self, work: Workspace, images: Tensor, out: Tensor) -> None:
         """Images ``[N, 3, size, size]`` to embeddings ``[N * patches, width]``."""
-        tokens = self.vision.run(work, images)
-        normed = self._projector.normed(work, "seen in", tokens, rows.LAYER_NORM, self.vision.eps, self._seen)
+        tokens, pending = self.vision.run(work, images)
+        normed = self._projector.normed(work, "seen in", tokens, rows.LAYER_NORM, self.vision.eps, self._seen, pending)
         self._projector(normed, out)
-
-
-class _Projector(LargeProduct):
-    """A linear of its own, for many tokens."""
-
-    def __init__(self, linear: nn.Module, tuned: Tuning, dtype: torch.dtype, expand: bool) -> None:
-        site = SiteReader(dtype)("projector", linear)
-        super().__init__(site, site.large(expand=expand), tuned)
 
 
 class _Adapter:
@@ -114,7 +106,7 @@ class _Adapter:
         self._eps, self._tuned, self.width = tower_norm.eps, tuned, config.feature_width
         self._projector = None
         if config.project_features:
-            self._projector = _Projector(model.backbone.eagle_linear, tuned, dtype, expand)
+            self._projector = large_product("projector", model.backbone.eagle_linear, tuned, dtype, expand)
         self._first = rms_factors(tower_norm, None if self._projector is None else self._projector.unsmooth)
         self._layers: list[EncoderLayer] = []
         if config.adapter is not None:
@@ -147,9 +139,10 @@ class _Adapter:
             features, adapted, None, Coding(), kind=rows.LAYER_NORM, eps=self._norm_eps, mul=factors.mul,
             add=factors.add,
         )  # fmt: skip
+        pending = None
         for layer in self._layers:
-            layer.run(work, adapted, lambda qkv: self._attention(work, qkv, keys))
-        return adapted
+            pending = layer.run(work, adapted, lambda qkv: self._attention(work, qkv, keys), pending)
+        return adapted if pending is None else adapted.add_(pending[: self.width])
 
     def _attention(self, work: Workspace, qkv: Tensor, keys: Tensor) -> Tensor:
         tokens, width, blocks = qkv.shape[0], self.width, self._tuned.attention

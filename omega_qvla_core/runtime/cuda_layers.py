@@ -15,7 +15,6 @@ from omega_qvla_core.kernels.triton_kernels import large_gemm, numerics, rows, s
 from omega_qvla_core.kernels.triton_kernels.launch import (
     Blocks,
     Joining,
-    Turn,
     large_linear,
     padded_tokens,
     shares,
@@ -25,7 +24,7 @@ from omega_qvla_core.kernels.triton_kernels.launch_rows import Coding, Shares, a
 from omega_qvla_core.kernels.triton_kernels.layout import BLOCK_OUT, round_up
 from omega_qvla_core.kernels.triton_kernels.tuning import Tuning
 from omega_qvla_core.kernels.triton_kernels.weights import FLOAT_BITS, LargeWeight, SmallWeight
-from omega_qvla_core.runtime.cuda_sites import Site, scaled
+from omega_qvla_core.runtime.cuda_sites import Site, read_site, scaled
 
 _KEYS_PER_SHARE = 128
 _MOST_SHARES = 8
@@ -105,6 +104,7 @@ class LargeProduct:
     """
 
     def __init__(self, site: Site, weight: LargeWeight, tuned: Tuning) -> None:
+        self._read = site
         self.coding = site.coding(0)
         self.unsmooth = site.unsmooth
         self.weight = weight
@@ -119,13 +119,22 @@ class LargeProduct:
         norm(x, operand.values, operand.scales, self.coding, mul=self.unsmooth, width=width)
         return operand
 
-    def normed(self, work: Workspace, name: str, x: Tensor, kind: int, eps: float, factors: NormFactors) -> Operand:
-        """Normalised rows as an operand."""
+    def normed(
+        self, work: Workspace, name: str, x: Tensor, kind: int, eps: float, factors: NormFactors,
+        added: Tensor | None = None,
+    ) -> Operand:  # fmt: skip
+        """Normalised rows as an operand; ``added``, float32 ``[K]``, is added to every row of ``x`` first, and kept."""
         operand = work.operand(name, x.shape[0], self.weight, self.coding)
         norm(
-            x, operand.values, operand.scales, self.coding, kind=kind, eps=eps, mul=factors.mul, add=factors.add
+            x, operand.values, operand.scales, self.coding, kind=kind, eps=eps, mul=factors.mul, add=factors.add,
+            parts=None if added is None else added.expand(1, x.shape[0], -1),
         )  # fmt: skip
         return operand
+
+    def without_bias(self) -> tuple[LargeProduct, Tensor | None]:
+        """The same product without its bias, and the bias, float32 ``[O padded]``: for whoever adds it later."""
+        plain = LargeProduct(self._read, replace(self.weight, bias=None), self._tuned)
+        return plain, self.weight.bias
 
     def __call__(self, operand: Operand, out: Tensor, activation: int = 0, residual: Tensor | None = None) -> Tensor:
         weight = self.weight
@@ -164,6 +173,12 @@ class LargeProduct:
         return True
 
 
+def large_product(name: str, linear: nn.Module, tuned: Tuning, dtype: torch.dtype, expand: bool) -> LargeProduct:
+    """A linear of its own, for many tokens. ``name`` is for messages, ``expand``: see ``weights.large_weight``."""
+    site = read_site(name, [linear], dtype)
+    return LargeProduct(site, site.large(expand=expand), tuned)
+
+
 class SmallProduct:
     """One site with few tokens.
 
@@ -176,7 +191,7 @@ class SmallProduct:
     def __init__(self, site: Site, weight: SmallWeight, tuned: Tuning) -> None:
         self.site = site
         self.weight = weight
-        self.stages, self.early = tuned.small_stages, tuned.early
+        self.early = tuned.early
         self._tuned = tuned
 
     def with_bias(self, bias: Tensor) -> SmallProduct:
@@ -194,10 +209,6 @@ class SmallProduct:
         out = work.buffer(name, count, tokens, columns, dtype=torch.float32)
         self._run(operand, out, small_gemm.PARTIAL)
         return out
-
-    def turned(self, work: Workspace, operand: Operand, out: Tensor, turn: Turn) -> None:
-        """Queries to ``out``, keys and values to the cache, turned."""
-        self._run(operand, out, small_gemm.ROTARY, turn=turn, joining=self._joining(work, operand))
 
     def plain(self, work: Workspace, operand: Operand, out: Tensor) -> Tensor:
         """``[T padded, O padded]``."""
@@ -218,8 +229,9 @@ class SmallProduct:
 
     def _run(self, operand: Operand, out: Tensor, epilogue: int, **more: object) -> None:
         small_linear(
-            operand.values, operand.scales, self.weight, out, epilogue, stages=self.stages, early=self.early, **more
-        )
+            operand.values, operand.scales, self.weight, out, epilogue, stages=self._tuned.small_stages,
+            warps=self._tuned.small_warps, early=self.early, **more,
+        )  # fmt: skip
 
 
 class ActivatedInto:

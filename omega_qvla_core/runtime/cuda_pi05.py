@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from omega_qvla_core.errors import EngineError
+from omega_qvla_core.kernels.triton_kernels import rows
 from omega_qvla_core.kernels.triton_kernels.launch import padded_tokens
 from omega_qvla_core.kernels.triton_kernels.launch_rows import Heads
 from omega_qvla_core.kernels.triton_kernels.tuning import Tuning
@@ -17,7 +18,7 @@ from omega_qvla_core.models.pi05 import Pi05
 from omega_qvla_core.models.siglip import SiglipVision
 from omega_qvla_core.processing.policy_processor import ModelInputs
 from omega_qvla_core.runtime.cuda_expert import CudaExpert, Suffix, suffix_angles
-from omega_qvla_core.runtime.cuda_layers import Workspace
+from omega_qvla_core.runtime.cuda_layers import NormFactors, Workspace, large_product
 from omega_qvla_core.runtime.cuda_prefix import CudaPrefix
 from omega_qvla_core.runtime.cuda_sites import precision_name
 from omega_qvla_core.runtime.cuda_vision import CudaVision
@@ -51,9 +52,8 @@ class CudaPi05:
         if isinstance(model.vision, SiglipVision):
             self.vision = CudaVision(model.vision, tuned, dtype, expand)
             projector = model.paligemma_with_expert.paligemma.model.multi_modal_projector.linear
-            if not isinstance(projector, torch.nn.Linear):
-                raise EngineError("the projector of the vision tower is quantized; use scope paper")
-            self._projector = projector.weight.detach().to(dtype), projector.bias.detach().to(dtype)
+            self.projector = large_product("projector", projector, tuned, dtype, expand)
+            self.seen = NormFactors.of_layer_norm(model.vision.vision_model.post_layernorm, self.projector.unsmooth)
         self.prefix = CudaPrefix(
             model.language_model, heads, config.rms_norm_eps, config.rope_theta, tuned, dtype, expand
         )  # fmt: skip
@@ -79,7 +79,7 @@ class CudaPi05:
         """Of the engine's own copies."""
         products = [*self.prefix.weights(), *self.expert.weights()]
         if self.vision is not None:
-            products += self.vision.weights()
+            products += [*self.vision.weights(), self.projector]
         return weight_bytes([one.weight for one in products]) + self.expert.table_bytes()
 
 
@@ -112,8 +112,8 @@ class Pi05Static:
         self._text_places = torch.arange(shape.text_tokens, device=device)
         self.embeddings = torch.zeros(self.room, config.lm_width, dtype=plan.dtype, device=device)
         width = 2 * config.num_kv_heads * config.head_dim
-        rows = self.room + padded_tokens(config.action_horizon)
-        self.caches = [torch.zeros(rows, width, dtype=plan.dtype, device=device) for _ in range(config.lm_depth)]
+        room = self.room + padded_tokens(config.action_horizon)
+        self.caches = [torch.zeros(room, width, dtype=plan.dtype, device=device) for _ in range(config.lm_depth)]
         half = config.head_dim // 2
         self.cos, self.sin = (torch.zeros(padded_tokens(config.action_horizon), half, device=device) for _ in "cs")
 
@@ -143,13 +143,11 @@ class Pi05Static:
             )  # fmt: skip
             self.embeddings[: self.seen] = seen[0].to(plan.dtype)
         else:
-            tokens = plan.vision.run(self.work, self.inputs.images)
-            final = plan.vision.final
-            normed = torch.nn.functional.layer_norm(
-                tokens.float(), tokens.shape[1:], final.mul, final.add, plan.vision.eps
+            tokens, pending = plan.vision.run(self.work, self.inputs.images)
+            normed = plan.projector.normed(
+                self.work, "seen in", tokens, rows.LAYER_NORM, plan.vision.eps, plan.seen, pending
             )  # fmt: skip
-            weight, bias = plan._projector
-            torch.addmm(bias, normed.to(plan.dtype), weight.t(), out=self.embeddings[: self.seen])
+            plan.projector(normed, self.embeddings[: self.seen])
         self.embeddings[self.seen :] = text.to(plan.dtype)
 
     def prefix(self) -> None:

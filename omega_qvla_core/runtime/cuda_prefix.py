@@ -104,9 +104,9 @@ class CudaPrefix:
             qkv = layer.qkv(normed, work.buffer("prefix qkv", tokens, layer.qkv.weight.outputs))
             if layer.out is None:
                 turned = Heads(0, heads.kv, heads.dim)
-                rotate_heads(qkv, cache, cache[:, kv:], cos, sin, turned, tokens, layer.heads_norm, self.eps)
+                rotate_heads(qkv, qkv, cache, cache[:, kv:], cos, sin, turned, tokens, layer.heads_norm, self.eps)
                 return
-            rotate_heads(qkv, cache, cache[:, kv:], cos, sin, heads, tokens, layer.heads_norm, self.eps)
+            rotate_heads(qkv, qkv, cache, cache[:, kv:], cos, sin, heads, tokens, layer.heads_norm, self.eps)
             mixed = work.buffer("prefix mixed", tokens, heads.count * heads.dim)
             blocks = self.tuned.attention
             attend(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from omega_qvla_core.kernels.triton_kernels.tuning import Tuning
 from omega_qvla_core.models.siglip import SiglipVision
 from omega_qvla_core.runtime.cuda_blocks import EncoderLayer, LayerModules
-from omega_qvla_core.runtime.cuda_layers import LargeProduct, NormFactors, Workspace
+from omega_qvla_core.runtime.cuda_layers import LargeProduct, Workspace
 from omega_qvla_core.runtime.cuda_sites import SiteReader
 
 
@@ -43,23 +43,26 @@ class CudaVision:
             EncoderLayer(f"vision layer {index}", _modules(layer), read, tuned, expand)
             for index, layer in enumerate(vision.vision_model.encoder.layers)
         ]
-        self.final = NormFactors.of_layer_norm(vision.vision_model.post_layernorm, None)
 
     def weights(self) -> list[LargeProduct]:
         """All products."""
         return [one for layer in self._layers for one in layer.products]
 
-    def run(self, work: Workspace, images: Tensor) -> Tensor:
-        """Rows ``[N * num_patches, width]`` before the last norm, for images ``[N, 3, size, size]`` in [-1, 1]."""
+    def run(self, work: Workspace, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows ``[N * num_patches, width]`` before the last norm, for images ``[N, 3, size, size]`` in [-1, 1].
+
+        Also what the last norm has to add to every row first, float32 ``[width or more]``.
+        """
         config = self.config
         count, side = images.shape[0], config.image_size // config.patch_size
         cut = images.to(self.dtype).view(count, 3, side, config.patch_size, side, config.patch_size)
         patches = cut.permute(0, 2, 4, 3, 5, 1).reshape(count, side * side, -1)
         x = work.buffer("vision x", count * side * side, config.width)
         torch.add(patches @ self._patch_weight.t(), self._patch_bias, out=x.view(count, side * side, config.width))
+        pending = None
         for layer in self._layers:
-            layer.run(work, x, partial(self._attention, count))
-        return x
+            pending = layer.run(work, x, partial(self._attention, count), pending)
+        return x, pending
 
     def _attention(self, images: int, qkv: Tensor) -> Tensor:
         """Every image's patches attend to each other: ``[N * patches, 3 * width]`` to ``[N * patches, width]``."""

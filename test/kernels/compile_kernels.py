@@ -27,6 +27,7 @@ ALIGNED = re.compile(r"(_ptr|stride|outputs|width|padded|gate_rows)$")
 
 EXPERT_NORM = {
     "BLOCKS": 16,
+    "HAS_X": True,
     "PARTS": 8,
     "GATED": True,
     "NORM": 1,
@@ -38,7 +39,7 @@ EXPERT_NORM = {
     "EARLY": False,
 }
 SMALL = {
-    "BLOCK_OUT": 64,
+    "TILES": 1,
     "BLOCK_TOKENS": 64,
     "BLOCK_IN": 64,
     "BITS": 4,
@@ -48,7 +49,7 @@ SMALL = {
     "SCALED": True,
     "HAS_BIAS": False,
     "ACTIVATION": 0,
-    "HALF_DIM": 128,
+    "NATIVE": True,
     "SHARES": 1,
     "EARLY": False,
 }
@@ -58,10 +59,12 @@ def cases(target, capability):
     """Name, kernel, compile-time arguments, pointer types, warps."""
     codes, floats = {"x_ptr": "*i8", "w_ptr": "*i8"}, {"x_ptr": "*bf16", "w_ptr": "*bf16"}
     half = {"out_ptr": "*bf16"}
-    small = SMALL | {"STAGES": target.small_stages}
+    small = SMALL | {"STAGES": target.small_stages, "EARLY": target.early}
     for name, changes, pointers in (
         ("partial int4", {"EPILOGUE": 1}, codes),
-        ("rotary int4", {"EPILOGUE": 4, "SHARES": 4}, codes | half | {"kv_ptr": "*bf16"}),
+        ("partial int4 of two tiles", {"EPILOGUE": 1, "TILES": 2, "UNITS": 8}, codes),
+        ("partial int4 byte by byte", {"EPILOGUE": 1, "NATIVE": False}, codes),
+        ("joined int4", {"EPILOGUE": 0, "SHARES": 4}, codes | half),
         (
             "gated int8 rows",
             {"EPILOGUE": 2, "UNIT": 8, "UNITS": 1, "GROUPS": 1, "BLOCK_IN": 128, "BITS": 8},
@@ -76,7 +79,7 @@ def cases(target, capability):
         (
             "activated int8 rows",
             {
-                "EPILOGUE": 5,
+                "EPILOGUE": 4,
                 "UNIT": 3,
                 "UNITS": 1,
                 "GROUPS": 1,
@@ -93,7 +96,8 @@ def cases(target, capability):
             floats,
         ),
     ):
-        yield f"small_gemm {name}", small_gemm.small_gemm, small | changes, pointers, 4
+        warps = target.small_warps if changes["EPILOGUE"] == small_gemm.PARTIAL and "TILES" not in changes else 4
+        yield f"small_gemm {name}", small_gemm.small_gemm, small | changes, pointers, warps
     for name, blocks, changes, pointers in (
         ("int8", target.wide, {}, codes),
         ("int8 even", target.even, {"HAS_RESIDUAL": True}, codes),
@@ -138,18 +142,32 @@ def cases(target, capability):
             "SUFFIX": suffix,
             "CAUSAL": causal,
             "SPLIT": split,
-            "EARLY": False,
+            "EARLY": target.early and split,
             "STAGES": blocks.stages,
         }
         pointers = {"q_ptr": "*bf16", "k_ptr": "*bf16", "v_ptr": "*bf16", "out_ptr": "*fp32" if split else "*bf16"}
         yield f"attention {name}", attention.attention, constants, pointers, blocks.warps
-    turn = {"Q_HEADS": 16, "KV_HEADS": 8, "ROTATE_QUERIES": True, "NORM": True, "HALF_DIM": 64, "HALF_BLOCK": 64}
-    yield "rotate_heads", attention.rotate_heads, turn, dict.fromkeys(("x_ptr", "k_out_ptr", "v_out_ptr"), "*bf16"), 1
+    turn = {"Q_HEADS": 16, "KV_HEADS": 8, "HEADS": 32, "NORM": True, "PARTS": 1}
+    turn |= {"HALF_DIM": 64, "HALF_BLOCK": 64, "EARLY": False}
+    written = dict.fromkeys(("q_out_ptr", "k_out_ptr", "v_out_ptr"), "*bf16")
+    yield "rotate_heads", attention.rotate_heads, turn, written | {"x_ptr": "*bf16"}, 4
+    added = turn | {
+        "Q_HEADS": 8,
+        "KV_HEADS": 1,
+        "HEADS": 16,
+        "NORM": False,
+        "PARTS": 4,
+        "HALF_DIM": 128,
+        "HALF_BLOCK": 128,
+    }
+    yield "rotate_heads of shares", attention.rotate_heads, added | {"EARLY": capability >= 90}, written, 4
     code = EXPERT_NORM | {"ROTATE": True, "CODES": 2}
-    yield "norm_rows codes", rows.norm_rows, code, {"out_ptr": "*i8"}, 4
-    yield "norm_rows floats", rows.norm_rows, EXPERT_NORM | {"ROTATE": False, "CODES": 0}, half, 4
+    yield "norm_rows codes", rows.norm_rows, code, {"out_ptr": "*i8"}, 8
+    yield "norm_rows floats", rows.norm_rows, EXPERT_NORM | {"ROTATE": False, "CODES": 0}, half, 8
+    collected = EXPERT_NORM | {"HAS_X": False, "NORM": 0, "HAS_MUL": False, "HAS_ADD": False, "GATED": False}
+    yield "norm_rows of shares alone", rows.norm_rows, collected | {"ROTATE": False, "CODES": 0}, half, 8
     layer = code | {"BLOCKS": 32, "NORM": 2, "GATED": False, "EARLY": capability >= 90}
-    yield "norm_rows layer norm", rows.norm_rows, layer, {"out_ptr": "*i8"}, 4
+    yield "norm_rows layer norm", rows.norm_rows, layer, {"out_ptr": "*i8"}, 8
     wide = code | {"BLOCKS": 256, "PARTS": 0, "GATED": False, "NORM": 0, "HAS_ADD": False, "CODES": 1}
     yield "norm_rows wide", rows.norm_rows, wide, {"x_ptr": "*bf16", "out_ptr": "*i8"}, 8
     merged = {
@@ -165,10 +183,11 @@ def cases(target, capability):
         "HIGH": 7,
         "EARLY": capability >= 90,
     }
-    yield "merge_rows", rows.merge_rows, merged | {"CODES": 1}, {"out_ptr": "*i8"}, 4
+    codes = {"out_ptr": "*i8"}
+    yield "merge_rows", rows.merge_rows, merged | {"CODES": 1}, codes, 4
     odd = merged | {"HEADS": 32, "HEAD_DIM": 48, "SPLITS": 5}
-    yield "merge_rows of odd heads", rows.merge_rows, odd, {"out_ptr": "*i8"}, 4
-    yield "merge_heads", rows.merge_heads, merged | {"BLOCKS": 16}, {"out_ptr": "*i8"}, 4
+    yield "merge_rows of odd heads", rows.merge_rows, odd, codes, 4
+    yield "merge_heads", rows.merge_heads, merged | {"BLOCKS": 16}, codes, 4
     gated = {name: merged[name] for name in ("HAS_MUL", "ROTATE", "TAIL", "CODES", "GROUP", "HIGH", "EARLY")}
     gated |= {"BLOCKS": 16, "PARTS": 2, "GATED": True, "ACTIVATION": 0}
     yield "activate_rows gated", rows.activate_rows, gated, {"out_ptr": "*i8"}, 4

@@ -16,12 +16,10 @@ from omega_qvla_core.kernels.triton_kernels import large_gemm, numerics, small_g
 from omega_qvla_core.kernels.triton_kernels.launch import (
     Blocks,
     Joining,
-    Turn,
     large_linear,
     partial_buffer,
     small_linear,
 )
-from omega_qvla_core.kernels.triton_kernels.layout import pair_rows
 from omega_qvla_core.kernels.triton_kernels.weights import (
     large_float_weight,
     large_weight,
@@ -29,7 +27,6 @@ from omega_qvla_core.kernels.triton_kernels.weights import (
     small_weight,
     weight_bytes,
 )
-from omega_qvla_core.models.layers import apply_rotary, rotary_angles
 
 # Of Triton's interpreter: numpy conversions, and exp of what saturates anyway.
 pytestmark = [
@@ -99,26 +96,6 @@ def test_triton_product_with_bias_is_activated_once_its_shares_are_joined(activa
     expected = expected_product(codes[:, :192], scales, weight) + bias
     expected = F.relu(expected) if activation == numerics.RELU else F.gelu(expected, approximate="tanh")
     assert largest_difference(out[:, :70], expected) < 1e-5
-
-
-@pytest.mark.parametrize("head_dim", [16, 64])
-def test_triton_product_turns_queries_and_keys_and_fills_the_cache(head_dim):
-    heads, kv = 128 // head_dim, 1
-    rows = (heads + 2 * kv) * head_dim
-    weight, codes, scales = random_weight(rows, 128, 64), random_codes(TOKENS, 128), scales_of(2)
-    order = pair_rows(heads + 2 * kv, head_dim, DEVICE)
-    paired = small_weight(GroupedWeight(weight.codes[order], weight.scales[order], 64))
-    cos, sin = (one[0, 0].contiguous() for one in rotary_angles(torch.arange(5, 5 + TOKENS)[None], head_dim, 1e4))
-    cache = torch.zeros(TOKENS, 2 * head_dim, device=DEVICE)
-    turn = Turn(cos.to(DEVICE), sin.to(DEVICE), cache, heads * head_dim, kv * head_dim)
-    out = torch.zeros(TOKENS, 256, device=DEVICE)
-    small_linear(codes, scales, paired, out, small_gemm.ROTARY, turn=turn)
-    y = expected_product(codes, scales, weight).float().view(1, TOKENS, heads + 2 * kv, head_dim).transpose(1, 2)
-    turned = apply_rotary(y[:, : heads + kv], (turn.cos[None, None], turn.sin[None, None]))
-    expected = turned[:, :heads].transpose(1, 2).reshape(TOKENS, -1)
-    assert largest_difference(out[:, : heads * head_dim], expected) < 1e-5
-    assert largest_difference(cache[:, :head_dim], turned[0, heads]) < 1e-5
-    assert largest_difference(cache[:, head_dim:], y[0, heads + 1]) < 1e-6
 
 
 def test_triton_small_weight_takes_half_a_byte_per_code():

@@ -118,7 +118,8 @@ def attention(
 
 @triton.jit
 def rotate_heads(
-    x_ptr,  # [T, x_stride]; query heads are rotated in place
+    x_ptr,  # [T, x_stride], or with PARTS float32 [PARTS, T padded, x_stride]: shares of a product, which are added
+    q_out_ptr,  # [T, q_stride]; may be x
     k_out_ptr,  # [T, kv_stride]
     v_out_ptr,
     cos_ptr,
@@ -126,48 +127,58 @@ def rotate_heads(
     q_norm_ptr,  # float32 [2 * HALF_DIM], with NORM
     k_norm_ptr,
     x_stride,
+    part_stride,  # numbers from one share to the next
+    q_stride,
     kv_stride,
     eps,
     Q_HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
-    ROTATE_QUERIES: tl.constexpr,
+    HEADS: tl.constexpr,  # all of queries, keys and values, up to a power of two
     NORM: tl.constexpr,
+    PARTS: tl.constexpr,
     HALF_DIM: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """Norm and rotary positions of one head of one token; keys and values go to the cache. Grid ``[T, heads]``.
-
-    Without ROTATE_QUERIES the grid has the key and value heads only.
-    """
-    token = tl.program_id(0)
-    head = tl.program_id(1) + (0 if ROTATE_QUERIES else Q_HEADS)
-    halves = tl.arange(0, HALF_BLOCK)
+    """Norm and rotary positions of the heads of one token; keys and values go to the cache. Grid ``[T]``."""
+    begin(EARLY)
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.arange(0, HEADS)[:, None]
+    halves = tl.arange(0, HALF_BLOCK)[None, :]
     dims = halves < HALF_DIM
-    place = x_ptr + token.to(tl.int64) * x_stride + head * (2 * HALF_DIM) + halves
-    first = tl.load(place, mask=dims, other=0.0)
-    second = tl.load(place + HALF_DIM, mask=dims, other=0.0)
-    kind = first.dtype
-    out = token.to(tl.int64) * kv_stride + halves
-    if head >= Q_HEADS + KV_HEADS:
-        out += (head - Q_HEADS - KV_HEADS) * (2 * HALF_DIM)
-        tl.store(v_out_ptr + out, first, mask=dims)
-        tl.store(v_out_ptr + out + HALF_DIM, second, mask=dims)
-    else:
-        a, b = first.to(tl.float32), second.to(tl.float32)
-        if NORM:
-            norm_ptr = q_norm_ptr if head < Q_HEADS else k_norm_ptr
-            square = (tl.sum(a * a, axis=0) + tl.sum(b * b, axis=0)) / (2 * HALF_DIM)
-            factor = 1.0 / tl.sqrt_rn(square + eps)
-            a = a * factor * tl.load(norm_ptr + halves, mask=dims, other=0.0)
-            b = b * factor * tl.load(norm_ptr + HALF_DIM + halves, mask=dims, other=0.0)
-        angle = token * HALF_DIM + halves
-        cos = tl.load(cos_ptr + angle, mask=dims, other=1.0)
-        sin = tl.load(sin_ptr + angle, mask=dims, other=0.0)
-        first, second = (a * cos - b * sin).to(kind), (b * cos + a * sin).to(kind)
-        if head < Q_HEADS:
-            tl.store(place, first, mask=dims)
-            tl.store(place + HALF_DIM, second, mask=dims)
-        else:
-            out += (head - Q_HEADS) * (2 * HALF_DIM)
-            tl.store(k_out_ptr + out, first, mask=dims)
-            tl.store(k_out_ptr + out + HALF_DIM, second, mask=dims)
+    there = dims & (head < Q_HEADS + 2 * KV_HEADS)
+    place = x_ptr + token * x_stride + head * (2 * HALF_DIM) + halves
+    first = tl.load(place, mask=there, other=0.0)
+    second = tl.load(place + HALF_DIM, mask=there, other=0.0)
+    for part in tl.static_range(1, PARTS):
+        first += tl.load(place + part * part_stride, mask=there, other=0.0)
+        second += tl.load(place + part * part_stride + HALF_DIM, mask=there, other=0.0)
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    if NORM:
+        square = (tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)) / (2 * HALF_DIM)
+        factor = (1.0 / tl.sqrt_rn(square + eps))[:, None]
+        query = head < Q_HEADS
+        for second_half in tl.static_range(2):
+            weights = halves + second_half * HALF_DIM
+            q_norm = tl.load(q_norm_ptr + weights, mask=dims, other=0.0)
+            factors = tl.where(query, q_norm, tl.load(k_norm_ptr + weights, mask=dims, other=0.0)) * factor
+            if second_half == 0:
+                a = a * factors
+            else:
+                b = b * factors
+    cos = tl.load(cos_ptr + token * HALF_DIM + halves, mask=dims, other=1.0)
+    sin = tl.load(sin_ptr + token * HALF_DIM + halves, mask=dims, other=0.0)
+    kind = q_out_ptr.dtype.element_ty
+    turned_a, turned_b = (a * cos - b * sin).to(kind), (b * cos + a * sin).to(kind)
+    q_place = q_out_ptr + token * q_stride + head * (2 * HALF_DIM) + halves
+    written = dims & (head < Q_HEADS)
+    tl.store(q_place, turned_a, mask=written)
+    tl.store(q_place + HALF_DIM, turned_b, mask=written)
+    k_place = k_out_ptr + token * kv_stride + (head - Q_HEADS) * (2 * HALF_DIM) + halves
+    written = dims & (head >= Q_HEADS) & (head < Q_HEADS + KV_HEADS)
+    tl.store(k_place, turned_a, mask=written)
+    tl.store(k_place + HALF_DIM, turned_b, mask=written)
+    v_place = v_out_ptr + token * kv_stride + (head - Q_HEADS - KV_HEADS) * (2 * HALF_DIM) + halves
+    written = there & (head >= Q_HEADS + KV_HEADS)
+    tl.store(v_place, first.to(kind), mask=written)
+    tl.store(v_place + HALF_DIM, second.to(kind), mask=written)

@@ -21,6 +21,8 @@ MOST_SMALL_TOKENS = 64
 _PROGRAMS = 256
 """Programs that fill the GPUs this is for: two for each of an H100's 132 multiprocessors, to hide latency."""
 _MOST_SHARES = 8
+_SHORT_SHARE = 8
+"""Integer sums of a share up to which narrow programs are faster; see ``tuning.Tuning.small_warps``."""
 
 
 def token_block(tokens: int) -> int:
@@ -63,25 +65,6 @@ class Joining:
         return shares(weight) * weight.tiles.shape[0] * BLOCK_OUT * tokens
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What ``small_linear`` needs to turn queries and keys: see ``small_gemm``.
-
-    Attributes:
-        cos: float32 ``[T padded, head_dim / 2]``.
-        sin: Same shape.
-        cache: ``[T padded, keys and values]``, the rows of the cache that the tokens get.
-        query_width: Columns of queries, a multiple of 64.
-        key_width: Columns of keys.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    cache: Tensor
-    query_width: int
-    key_width: int
-
-
 def small_linear(
     x: Tensor,
     sx: Tensor | None,
@@ -90,7 +73,6 @@ def small_linear(
     epilogue: int = small.STORE,
     *,
     activation: int = numerics.GELU,
-    turn: Turn | None = None,
     joining: Joining | None = None,
     stages: int = 4,
     warps: int = 4,
@@ -105,10 +87,9 @@ def small_linear(
         out: ``[T padded, O padded]``; ``[shares, T padded, O padded]`` for PARTIAL; int32 ``[G, ...]`` for SUMS.
         epilogue: See ``small_gemm``.
         activation: Of GATED and ACTIVATED: see ``numerics.activate``.
-        turn: For ROTARY.
         joining: To cut K into shares where that fills the GPU; None to let one program have all of K. Not for PARTIAL.
         stages: Loads in flight.
-        warps: Per program.
+        warps: Of a program of PARTIAL with one tile of rows and a short share; others have 4.
         early: See ``numerics.begin``.
     """
     tokens = x.shape[0]
@@ -124,16 +105,15 @@ def small_linear(
     scaled = weight.bits != FLOAT_BITS
     spare = out
     owned = weight.tiles.shape[0] if epilogue == small.PARTIAL else weight.row_tiles
-    small.small_gemm[(owned, count, tokens // block)](
+    # Two tiles per program where that still fills the GPU: codes are read half as often.
+    pair = epilogue == small.PARTIAL and owned % 2 == 0 and owned * count >= _PROGRAMS
+    small.small_gemm[(owned // 2 if pair else owned, count, tokens // block)](
         x,
         sx if scaled else spare,
         weight.tiles,
         weight.scales if scaled else spare,
         spare if weight.bias is None else weight.bias,
         out,
-        spare if turn is None else turn.cos,
-        spare if turn is None else turn.sin,
-        spare if turn is None else turn.cache,
         spare if joining is None else joining.scratch,
         spare if joining is None else joining.counter,
         tokens,
@@ -142,10 +122,7 @@ def small_linear(
         x.stride(0),
         sx.stride(0) if scaled and sx.shape[0] > 1 else 0,
         weight.gate_tiles,
-        0 if turn is None else turn.query_width,
-        0 if turn is None else turn.query_width + turn.key_width,
-        0 if turn is None else turn.cache.stride(0),
-        BLOCK_OUT=BLOCK_OUT,
+        TILES=2 if pair else 1,
         BLOCK_TOKENS=block,
         BLOCK_IN=weight.block_in,
         BITS=weight.bits,
@@ -156,11 +133,11 @@ def small_linear(
         EPILOGUE=epilogue,
         HAS_BIAS=weight.bias is not None,
         ACTIVATION=activation,
-        HALF_DIM=1 if turn is None else turn.cos.shape[1],
+        NATIVE=not triton.knobs.runtime.interpret,
         SHARES=1 if joining is None or epilogue in (small.PARTIAL, small.SUMS) else count,
         STAGES=stages,
         EARLY=early,
-        num_warps=warps,
+        num_warps=warps if epilogue == small.PARTIAL and not pair and units * unit <= _SHORT_SHARE else 4,
         **launch_options(early),
     )
 

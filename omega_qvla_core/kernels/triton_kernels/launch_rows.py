@@ -16,13 +16,13 @@ from omega_qvla_core.kernels.triton_kernels.layout import hadamard, round_up
 _LINE = 64
 _FEWEST_LINES = 16
 """Rows of the smallest product that rotates a token."""
-_LONG_ROW = 4096
-"""Columns from which a token gets more warps."""
-_ACTIVATE_LINES = 16
+_ACTIVATE_LINES = 8
 """Lines of 64 columns of one program of ``activate``."""
-_ROW_WARPS = 4
-_LONG_ROW_WARPS = 8
+# Warps of a program: the fastest of 1 to 16 for 50 tokens of 1024 (norm) to 4096 columns on an H100.
+_NORM_WARPS = 8
+_ACTIVATE_WARPS = 4
 _MERGE_WARPS = 4
+_ROTATE_WARPS = 4
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def hadamard_tail(width: int, device: torch.device | str) -> Tensor | None:
 
 
 def norm(
-    x: Tensor,
+    x: Tensor | None,
     out: Tensor,
     scales: Tensor | None,
     coding: Coding,
@@ -96,7 +96,7 @@ def norm(
     """See ``rows.norm_rows``.
 
     Args:
-        x: ``[T, K]``, updated in place if there are ``parts``.
+        x: ``[T, K]``, updated in place if there are ``parts``; None to take ``parts`` alone, of ``tokens`` rows.
         out: int8 or bfloat16 ``[T, padded K]``.
         scales: float32 ``[G or 1, T padded]``; None for FLOATS.
         coding: How ``out`` is written.
@@ -104,16 +104,17 @@ def norm(
         eps: Of the norm.
         mul: float32 ``[K]`` or None.
         add: float32 ``[K]`` or None.
-        parts: float32 ``[S, T padded, K padded]`` or None.
+        parts: float32 ``[S, T padded, K padded]``, of any strides, or None.
         gate: float32 ``[K]`` or None.
         tokens: Rows of ``x`` that count; all if None.
         width: K, where ``x`` is padded.
         early: See ``numerics.begin``.
     """
-    width = x.shape[1] if width is None else width
+    source = parts if x is None else x
+    width = source.shape[-1] if width is None else width
     spare = out if scales is None else scales
     rows.norm_rows[(x.shape[0] if tokens is None else tokens,)](
-        x,
+        source,
         spare if parts is None else parts,
         spare if gate is None else gate,
         spare if mul is None else mul,
@@ -121,14 +122,15 @@ def norm(
         *coding.tensors(spare),
         out,
         spare,
-        parts.shape[1] if parts is not None else spare.shape[-1],
-        0 if parts is None else parts.shape[2],
+        0 if parts is None else parts.stride(0),
+        0 if parts is None else parts.stride(1),
         width,
-        x.stride(0),
+        source.stride(-2),
         out.stride(0),
         eps,
         spare.stride(0),
         BLOCKS=lines(width),
+        HAS_X=x is not None,
         PARTS=0 if parts is None else parts.shape[0],
         GATED=gate is not None,
         NORM=kind,
@@ -136,7 +138,7 @@ def norm(
         HAS_ADD=add is not None,
         **coding.constants,
         EARLY=early,
-        num_warps=_LONG_ROW_WARPS if width >= _LONG_ROW else _ROW_WARPS,
+        num_warps=_NORM_WARPS,
         **launch_options(early),
     )
 
@@ -256,7 +258,7 @@ def activate(
         HAS_MUL=mul is not None,
         **coding.constants,
         EARLY=early,
-        num_warps=_ROW_WARPS,
+        num_warps=_ACTIVATE_WARPS,
         **launch_options(early),
     )
 
@@ -361,6 +363,7 @@ def attend(
 
 def rotate_heads(
     qkv: Tensor,
+    q_out: Tensor,
     k_out: Tensor,
     v_out: Tensor,
     cos: Tensor,
@@ -369,25 +372,46 @@ def rotate_heads(
     tokens: int,
     norms: tuple[Tensor, Tensor] | None = None,
     eps: float = 0.0,
+    early: bool = False,
 ) -> None:
-    """Norm (with ``norms`` of queries and keys) and turn heads; keys and values go to ``k_out`` and ``v_out``."""
+    """Norm (with ``norms`` of queries and keys) and turn heads.
+
+    Args:
+        qkv: ``[T, W]``, or shares of a product that are added first: float32 ``[S, T padded, W]``.
+        q_out: Where queries go, ``[T, ...]``; may be ``qkv``.
+        k_out: Where keys go, ``[T, ...]``.
+        v_out: Where values go, of the same strides.
+        cos: float32 ``[T, head_dim / 2]``.
+        sin: Same shape.
+        heads: Sizes.
+        tokens: T.
+        norms: Weights of the norms of queries and keys, float32 ``[head_dim]``.
+        eps: Of the norms.
+        early: See ``numerics.begin``.
+    """
     spare = cos
-    attention_kernels.rotate_heads[(tokens, heads.count + 2 * heads.kv)](
+    attention_kernels.rotate_heads[(tokens,)](
         qkv,
+        q_out,
         k_out,
         v_out,
         cos,
         sin,
         spare if norms is None else norms[0],
         spare if norms is None else norms[1],
-        qkv.stride(0),
+        qkv.stride(-2),
+        qkv.stride(0) if qkv.ndim == 3 else 0,
+        q_out.stride(0),
         k_out.stride(0),
         eps,
         Q_HEADS=heads.count,
         KV_HEADS=heads.kv,
-        ROTATE_QUERIES=True,
+        HEADS=triton.next_power_of_2(heads.count + 2 * heads.kv),
         NORM=norms is not None,
+        PARTS=qkv.shape[0] if qkv.ndim == 3 else 1,
         HALF_DIM=heads.dim // 2,
         HALF_BLOCK=heads.half_block,
-        num_warps=1,
+        EARLY=early,
+        num_warps=_ROTATE_WARPS,
+        **launch_options(early),
     )

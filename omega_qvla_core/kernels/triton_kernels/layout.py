@@ -61,11 +61,3 @@ def hadamard(size: int, device: torch.device | str = "cpu") -> Tensor:
     while matrix.shape[0] < size:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
     return (matrix * size**-0.5).to(device)
-
-
-def pair_rows(heads: int, head_dim: int, device: torch.device | str = "cpu") -> Tensor:
-    """int64 ``[heads * head_dim]``: order of rows that puts the columns which rotary positions pair side by side."""
-    half = head_dim // 2
-    starts = torch.arange(heads, device=device)[:, None, None] * head_dim
-    pairs = torch.stack((torch.arange(half), torch.arange(half) + half), dim=1).to(device)
-    return (starts + pairs).flatten()

@@ -83,14 +83,15 @@ def norm_rows(
     factor_ptr,
     out_ptr,  # codes int8 or bfloat16 [T, out_stride]
     scale_ptr,  # float32 [G or 1, T padded]
-    tokens_padded,
-    parts_stride,  # numbers per row of the parts
+    part_stride,  # numbers from one share to the next
+    parts_stride,  # numbers per row of a share
     width,
     x_stride,
     out_stride,
     eps,
     scale_stride,
     BLOCKS: tl.constexpr,
+    HAS_X: tl.constexpr,
     PARTS: tl.constexpr,
     GATED: tl.constexpr,
     NORM: tl.constexpr,
@@ -103,21 +104,27 @@ def norm_rows(
     HIGH: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """``x += gate * sum(parts)``, then ``norm(x) * mul + add``, rotated and coded. Without norm: ``x * mul + add``."""
+    """``x += gate * sum(parts)``, then ``norm(x) * mul + add``, rotated and coded. Without norm: ``x * mul + add``.
+
+    Without HAS_X x is zero, and the sum is not kept.
+    """
     begin(EARLY)
     token = tl.program_id(0)
     columns = tl.arange(0, BLOCKS)[:, None] * 64 + tl.arange(0, 64)[None, :]
     inside = columns < width
     place = x_ptr + token.to(tl.int64) * x_stride + columns
-    x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    x = tl.zeros((BLOCKS, 64), dtype=tl.float32)
+    if HAS_X:
+        x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
     if PARTS > 0:
         update = tl.zeros_like(x)
         for part in tl.static_range(PARTS):
-            part_place = parts_ptr + (part * tokens_padded + token).to(tl.int64) * parts_stride + columns
+            part_place = parts_ptr + part * part_stride + token.to(tl.int64) * parts_stride + columns
             update += tl.load(part_place, mask=inside, other=0.0)
         if GATED:
             update = update * tl.load(gate_ptr + columns, mask=inside, other=0.0)
         x += update
+    if PARTS > 0 and HAS_X:
         tl.store(place, x.to(x_ptr.dtype.element_ty), mask=inside)
     v = x
     if NORM == 2:

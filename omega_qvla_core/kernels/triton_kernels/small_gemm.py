@@ -1,16 +1,16 @@
 """Products with few tokens (up to 64): the weight streams once, tokens are the narrow side.
 
 Operands are swapped, ``Y^T = W X^T``: rows of the weight are the tensor cores' M, tokens their N. A program owns
-``BLOCK_OUT`` rows and one share of K; a tile of 4-bit codes is unpacked in registers, which are the A operand of the
-Hopper product, so that int4 never becomes int8 in memory. Sums are exact 32-bit integers within a group of columns;
-scales of token and group, row and group multiply the sum in float32, groups in ascending order.
+``TILES`` tiles of 64 rows and one share of K; a tile of 4-bit codes is unpacked in registers, which are the A operand
+of the product, so that int4 never becomes int8 in memory. A code stays in the upper half of its byte, which multiplies
+it and the sum by 16: fewer instructions, and still exact, since the factor is a power of two. Sums are exact 32-bit
+integers within a group of columns; scales of token and group, row and group multiply the sum in float32, groups in
+ascending order.
 
 What happens to the product is the epilogue: ``STORE`` writes ``[T, O]``; ``PARTIAL`` writes one float32 ``[T, O]`` per
 share of K, which the next kernel adds up; else the program of a tile that finishes last does. Both add in a fixed
 order, so that the same input gives the same bits. ``ACTIVATED`` writes the activated product; ``GATED`` has two weights
-(gate and up) and writes the activated gate times up; ``SUMS`` writes the integers themselves, ``[groups, T, O]``;
-``ROTARY`` turns queries and keys to their positions: rows 2 p and 2 p + 1 of the weight are the columns that rotary
-positions pair (see ``pair_rows``), and keys and values go straight to their place in the cache.
+(gate and up) and writes the activated gate times up; ``SUMS`` writes the integers themselves, ``[groups, T, O]``.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from omega_qvla_core.kernels.triton_kernels.numerics import activate, begin
+from omega_qvla_core.kernels.triton_kernels.numerics import activate, begin, high_plane, low_plane
 
-STORE, PARTIAL, GATED, SUMS, ROTARY, ACTIVATED = 0, 1, 2, 3, 4, 5
+STORE, PARTIAL, GATED, SUMS, ACTIVATED = 0, 1, 2, 3, 4
 
 
 @triton.jit
-def _products(acc, weights, x_ptr, tokens, block, x_stride, BLOCK_IN: tl.constexpr, BITS: tl.constexpr):
+def _products(
+    acc, weights, x_ptr, tokens, block, x_stride, BLOCK_IN: tl.constexpr, BITS: tl.constexpr, NATIVE: tl.constexpr
+):
     """Add the products of one tile: 4-bit tiles take two planes of ``BLOCK_IN / 2`` columns."""
     if BITS <= 4:
         half: tl.constexpr = BLOCK_IN // 2
         ks = tl.arange(0, half)
         place = x_ptr + tokens[None, :] * x_stride + block * BLOCK_IN + ks[:, None]
-        low = (weights << 4) >> 4
-        high = weights >> 4
-        acc = tl.dot(low, tl.load(place), acc, out_dtype=acc.dtype)
-        acc = tl.dot(high, tl.load(place + half), acc, out_dtype=acc.dtype)
+        acc = tl.dot(low_plane(weights, NATIVE), tl.load(place), acc, out_dtype=acc.dtype)
+        acc = tl.dot(high_plane(weights, NATIVE), tl.load(place + half), acc, out_dtype=acc.dtype)
     else:
         ks = tl.arange(0, BLOCK_IN)
         x = tl.load(x_ptr + tokens[None, :] * x_stride + block * BLOCK_IN + ks[:, None])
@@ -43,10 +43,8 @@ def _products(acc, weights, x_ptr, tokens, block, x_stride, BLOCK_IN: tl.constex
 
 @triton.jit
 def _finish(
-    y, y_up, tile, share, tokens, bias_ptr, out_ptr, cos_ptr,
-    sin_ptr, kv_ptr, tokens_padded, outputs, query_width, turned_width, kv_stride, BLOCK_OUT: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr, EPILOGUE: tl.constexpr, HAS_BIAS: tl.constexpr,
-    ACTIVATION: tl.constexpr, HALF_DIM: tl.constexpr,
+    y, y_up, tile, share, tokens, bias_ptr, out_ptr, tokens_padded, outputs, BLOCK_OUT: tl.constexpr,
+    EPILOGUE: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """The epilogue: what is done with a finished tile ``[BLOCK_OUT, BLOCK_TOKENS]``."""
     columns = tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
@@ -54,29 +52,9 @@ def _finish(
         y += tl.load(bias_ptr + columns)[:, None] * (1.0 if share == 0 else 0.0)
     if EPILOGUE == 2:
         y = activate(y, ACTIVATION) * y_up
-    if EPILOGUE == 5:
-        y = activate(y, ACTIVATION)
     if EPILOGUE == 4:
-        pair = tile * (BLOCK_OUT // 2) + tl.arange(0, BLOCK_OUT // 2)
-        first = (pair // HALF_DIM) * (2 * HALF_DIM) + pair % HALF_DIM
-        a, b = tl.split(tl.permute(tl.reshape(y, (BLOCK_OUT // 2, 2, BLOCK_TOKENS)), (0, 2, 1)))
-        angle = tokens[None, :] * HALF_DIM + (pair % HALF_DIM)[:, None]
-        turned = (first < turned_width)[:, None] & (tokens >= 0)[None, :]
-        cos = tl.load(cos_ptr + angle, mask=turned, other=1.0)
-        sin = tl.load(sin_ptr + angle, mask=turned, other=0.0)
-        low = a * cos - b * sin
-        high = b * cos + a * sin
-        query = tile * BLOCK_OUT < query_width
-        kind = out_ptr.dtype.element_ty
-        place = out_ptr + tokens[None, :] * outputs + first[:, None]
-        written = query & (tokens >= 0)[None, :] & (first >= 0)[:, None]
-        tl.store(place, low.to(kind), mask=written)
-        tl.store(place + HALF_DIM, high.to(kind), mask=written)
-        place = kv_ptr + tokens.to(tl.int64)[None, :] * kv_stride + (first - query_width)[:, None]
-        written = (first - query_width < kv_stride)[:, None] & (tokens >= 0)[None, :] & (not query)
-        tl.store(place, low.to(kind), mask=written)
-        tl.store(place + HALF_DIM, high.to(kind), mask=written)
-    elif EPILOGUE != 3:
+        y = activate(y, ACTIVATION)
+    if EPILOGUE != 3:
         place = out_ptr + (share * tokens_padded + tokens[None, :]) * outputs + columns[:, None]
         tl.store(place, y.to(out_ptr.dtype.element_ty))
 
@@ -86,12 +64,9 @@ def small_gemm(
     x_ptr,  # codes int8 (or bfloat16) [T, K]
     sx_ptr,  # float32 [G or 1, T]
     w_ptr,  # tiles, see layout.py
-    sw_ptr,  # float32 [O / BLOCK_OUT, G, BLOCK_OUT]
+    sw_ptr,  # float32 [O / 64, G, 64]
     bias_ptr,  # float32 [O]
-    out_ptr,  # [T, O], or float32 [shares, T, O], or
-    cos_ptr,  # float32 [T, HALF_DIM], of ROTARY
-    sin_ptr,
-    kv_ptr,  # [T, kv_stride]: keys, then values, of ROTARY
+    out_ptr,  # [T, O], or float32 [shares, T, O]
     scratch_ptr,  # float32 [tiles, token blocks, SHARES, 1 or 2 (gated), BLOCK_OUT, BLOCK_TOKENS]
     counter_ptr,  # int32 [tiles, token blocks], zeros before and after
     tokens_padded,
@@ -100,10 +75,7 @@ def small_gemm(
     x_stride,
     sx_stride,  # 0 if there is one scale per token
     gate_tiles,  # tiles of rows from a gate's row to its up row
-    query_width,  # columns of queries, of ROTARY
-    turned_width,  # columns of queries and keys
-    kv_stride,
-    BLOCK_OUT: tl.constexpr,
+    TILES: tl.constexpr,  # tiles of 64 rows per program
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BITS: tl.constexpr,
@@ -114,7 +86,7 @@ def small_gemm(
     EPILOGUE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    HALF_DIM: tl.constexpr,  # half a head, of ROTARY
+    NATIVE: tl.constexpr,  # see numerics.low_plane
     SHARES: tl.constexpr,  # shares of K that are joined here; 1 for PARTIAL, whose shares the next kernel joins
     STAGES: tl.constexpr,
     EARLY: tl.constexpr,
@@ -123,17 +95,21 @@ def small_gemm(
     tile = tl.program_id(0)
     share = tl.program_id(1)
     token_block = tl.program_id(2)
+    BLOCK_OUT: tl.constexpr = 64 * TILES
     rows = tl.arange(0, BLOCK_OUT)
     tokens = token_block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     row_bytes: tl.constexpr = BLOCK_IN // 2 if BITS <= 4 else BLOCK_IN
-    inside = rows[:, None] * row_bytes + tl.arange(0, row_bytes)[None, :]
-    tile_size: tl.constexpr = BLOCK_OUT * row_bytes
+    tile_size: tl.constexpr = 64 * row_bytes
+    # A row's place in its tile of 64, and the tile's: rows of one tile lie side by side, tiles a row of tiles apart.
+    inside = ((rows // 64) * blocks * tile_size + (rows % 64) * row_bytes)[:, None] + tl.arange(0, row_bytes)[None, :]
+    scale_rows = sw_ptr + (tile * TILES + rows // 64) * (GROUPS * 64) + rows % 64
+    gain: tl.constexpr = 0.0625 if BITS <= 4 else 1.0
     integer: tl.constexpr = BITS <= 8
     kind: tl.constexpr = tl.int32 if integer else tl.float32
     gated: tl.constexpr = EPILOGUE == 2
     y = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=tl.float32)
     y_up = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=tl.float32)
-    w_tile = w_ptr + tile.to(tl.int64) * blocks * tile_size
+    w_tile = w_ptr + tile.to(tl.int64) * (TILES * blocks * tile_size)
     up_offset = gate_tiles * blocks * tile_size
     first = share * UNITS
     if UNIT == 1 and SCALED and EPILOGUE != 3:
@@ -141,13 +117,13 @@ def small_gemm(
         for unit in tl.range(first, tl.minimum(first + UNITS, blocks), num_stages=STAGES):
             zero = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=kind)
             place = w_tile + unit * tile_size + inside
-            acc = _products(zero, tl.load(place), x_ptr, tokens, unit, x_stride, BLOCK_IN, BITS)
-            sx = tl.load(sx_ptr + unit * sx_stride + tokens)
-            scale_place = sw_ptr + (tile * GROUPS + (unit if GROUPS > 1 else 0)) * BLOCK_OUT + rows
+            acc = _products(zero, tl.load(place), x_ptr, tokens, unit, x_stride, BLOCK_IN, BITS, NATIVE)
+            sx = tl.load(sx_ptr + unit * sx_stride + tokens) * gain
+            scale_place = scale_rows + (unit * 64 if GROUPS > 1 else 0)
             y += acc.to(tl.float32) * sx[None, :] * tl.load(scale_place)[:, None]
             if gated:
-                acc = _products(zero, tl.load(place + up_offset), x_ptr, tokens, unit, x_stride, BLOCK_IN, BITS)
-                up_scale = tl.load(scale_place + gate_tiles * GROUPS * BLOCK_OUT)
+                acc = _products(zero, tl.load(place + up_offset), x_ptr, tokens, unit, x_stride, BLOCK_IN, BITS, NATIVE)
+                up_scale = tl.load(scale_place + gate_tiles * (GROUPS * 64))
                 y_up += acc.to(tl.float32) * sx[None, :] * up_scale[:, None]
     else:
         for unit in range(first, tl.minimum(first + UNITS, tl.cdiv(blocks, UNIT))):
@@ -155,19 +131,19 @@ def small_gemm(
             acc_up = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=kind)
             for block in tl.range(unit * UNIT, tl.minimum(unit * UNIT + UNIT, blocks), num_stages=STAGES):
                 place = w_tile + block * tile_size + inside
-                acc = _products(acc, tl.load(place), x_ptr, tokens, block, x_stride, BLOCK_IN, BITS)
+                acc = _products(acc, tl.load(place), x_ptr, tokens, block, x_stride, BLOCK_IN, BITS, NATIVE)
                 if gated:
                     up = tl.load(place + up_offset)
-                    acc_up = _products(acc_up, up, x_ptr, tokens, block, x_stride, BLOCK_IN, BITS)
+                    acc_up = _products(acc_up, up, x_ptr, tokens, block, x_stride, BLOCK_IN, BITS, NATIVE)
             if EPILOGUE == 3:
                 place = (unit * tokens_padded + tokens)[None, :] * outputs + (tile * BLOCK_OUT + rows)[:, None]
-                tl.store(out_ptr + place, acc)
+                tl.store(out_ptr + place, acc >> 4 if BITS <= 4 else acc)
             elif SCALED:
-                sx = tl.load(sx_ptr + unit * sx_stride + tokens)
-                scale_place = sw_ptr + (tile * GROUPS + (unit if GROUPS > 1 else 0)) * BLOCK_OUT + rows
+                sx = tl.load(sx_ptr + unit * sx_stride + tokens) * gain
+                scale_place = scale_rows + (unit * 64 if GROUPS > 1 else 0)
                 y += acc.to(tl.float32) * sx[None, :] * tl.load(scale_place)[:, None]
                 if gated:
-                    up_scale = tl.load(scale_place + gate_tiles * GROUPS * BLOCK_OUT)
+                    up_scale = tl.load(scale_place + gate_tiles * (GROUPS * 64))
                     y_up += acc_up.to(tl.float32) * sx[None, :] * up_scale[:, None]
             else:
                 y += acc.to(tl.float32)
@@ -175,8 +151,8 @@ def small_gemm(
                     y_up += acc_up.to(tl.float32)
     if SHARES == 1:
         _finish(
-            y, y_up, tile, share, tokens, bias_ptr, out_ptr, cos_ptr, sin_ptr, kv_ptr, tokens_padded, outputs,
-            query_width, turned_width, kv_stride, BLOCK_OUT, BLOCK_TOKENS, EPILOGUE, HAS_BIAS, ACTIVATION, HALF_DIM,
+            y, y_up, tile, share, tokens, bias_ptr, out_ptr, tokens_padded, outputs, BLOCK_OUT, EPILOGUE, HAS_BIAS,
+            ACTIVATION,
         )  # fmt: skip
     else:
         size: tl.constexpr = BLOCK_OUT * BLOCK_TOKENS
@@ -198,6 +174,6 @@ def small_gemm(
                     y_up += tl.load(place + (other * sums + 1) * size, cache_modifier=".cg")
             tl.store(counter_ptr + owner, 0)
             _finish(
-                y, y_up, tile, 0, tokens, bias_ptr, out_ptr, cos_ptr, sin_ptr, kv_ptr, tokens_padded, outputs,
-                query_width, turned_width, kv_stride, BLOCK_OUT, BLOCK_TOKENS, EPILOGUE, HAS_BIAS, ACTIVATION, HALF_DIM,
+                y, y_up, tile, 0, tokens, bias_ptr, out_ptr, tokens_padded, outputs, BLOCK_OUT, EPILOGUE, HAS_BIAS,
+                ACTIVATION,
             )  # fmt: skip

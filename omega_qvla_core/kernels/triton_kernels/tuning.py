@@ -42,6 +42,8 @@ class Tuning:
         attention: Of many tokens.
         shared_attention: Of few tokens, keys in shares.
         small_stages: Loads in flight of products for few tokens.
+        small_warps: Warps of their programs where a share of K is short. Two run ``mma``, which starts sooner than four
+            warps' ``wgmma``.
         early: Whether kernels for few tokens start before the one before them has ended; see ``numerics.begin``.
     """
 
@@ -54,7 +56,8 @@ class Tuning:
     floats_gated: Blocks
     attention: AttentionBlocks
     shared_attention: AttentionBlocks
-    small_stages: int = 4
+    small_stages: int = 3
+    small_warps: int = 2
     early: bool = False
 
     def int8(self, tokens: int, outputs: int, columns: int) -> Blocks:
@@ -75,7 +78,7 @@ _ROOMY = Tuning(
     gated=Blocks(128, 128, 128, 8, 4),
     floats=Blocks(64, 128, 64, 4, 4),
     floats_gated=Blocks(128, 128, 64, 8, 4),
-    attention=AttentionBlocks(64, 32, 4, 3),
+    attention=AttentionBlocks(64, 64, 4, 3),
     shared_attention=AttentionBlocks(64, 64, 4, 2),
     early=True,
 )
@@ -89,7 +92,7 @@ _TIGHT = Tuning(
     floats_gated=Blocks(64, 64, 32, 4, 3),
     attention=AttentionBlocks(32, 32, 4, 1),
     shared_attention=AttentionBlocks(32, 32, 4, 1),
-    small_stages=3,
+    small_warps=4,
 )
 
 
