@@ -79,7 +79,7 @@ _ROOMY = Tuning(
     floats=Blocks(64, 128, 64, 4, 4),
     floats_gated=Blocks(128, 128, 64, 8, 4),
     attention=AttentionBlocks(64, 64, 4, 3),
-    shared_attention=AttentionBlocks(64, 64, 4, 2),
+    shared_attention=AttentionBlocks(64, 64, 4, 3),
     early=True,
 )
 _TIGHT = Tuning(
