@@ -43,7 +43,8 @@ def build_model(model: str, size: str, shape: BenchShape, precision: str, device
     if model == "tabletop":
         if precision in _TABLETOP:
             return Policy.load(_TABLETOP[precision], device).model
-        return quantize_randomly(Policy.load("tabletop", device).model, precision)
+        network = Policy.load("tabletop", device).model
+        return network.to(DTYPES[precision]) if precision in DTYPES else quantize_randomly(network, precision)
     dtype = DTYPES.get(precision, torch.bfloat16 if device.startswith("cuda") else torch.float32)
     network = random_model(config_of(model, size, shape), device, dtype)
     return quantize_randomly(network, precision) if precision in RECIPES else network

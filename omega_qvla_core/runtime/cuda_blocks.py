@@ -44,7 +44,7 @@ class EncoderLayer:
         qkv, out = read(f"{name} qkv", *modules.qkv), read(f"{name} out", modules.out)
         fc1, fc2 = read(f"{name} fc1", modules.fc1), read(f"{name} fc2", modules.fc2)
         self._qkv, out, self._fc1, fc2 = (
-            LargeProduct(site, site.large(expand=expand), tuned) for site in (qkv, out, fc1, fc2)
+            LargeProduct(site.input, site.large(expand=expand), tuned) for site in (qkv, out, fc1, fc2)
         )
         (self._out, self._out_bias), (self._fc2, self._fc2_bias) = out.without_bias(), fc2.without_bias()
         self.products = [self._qkv, self._out, self._fc1, self._fc2]

@@ -77,7 +77,7 @@ class CudaDit:
         expand: See ``weights.large_weight``.
 
     Attributes:
-        sites: What was read, for the name of the precision.
+        bits: Of what was read, for the name of the precision.
         embodiment: What depends on the embodiment.
         tokens: Actions, state and future tokens.
 
@@ -103,7 +103,7 @@ class CudaDit:
         self._site, self._context_site = SiteReader(dtype, len(conditions)), SiteReader(dtype)
         blocks = enumerate(model.expert.transformer_blocks)
         self._blocks = [self._block(i, one, [step.modulations[i] for step in conditions]) for i, one in blocks]
-        self.sites = self._site.sites + self._context_site.sites
+        self.bits = self._site.bits + self._context_site.bits
         # The last modulation has its shift first, unlike those of the blocks.
         halves = [step.modulations[-1].detach().float().flatten().chunk(2) for step in conditions]
         self._final = tuple(NormFactors(scaled(1.0 + scale, None), scaled(shift, None)) for shift, scale in halves)
@@ -115,12 +115,12 @@ class CudaDit:
         if block.attends_to_features:
             queries = self._site(f"{name} queries", attention.to_q)
             site = self._context_site(f"{name} keys and values", attention.to_k, attention.to_v)
-            context = LargeProduct(site, site.large(expand=self._expand), self._tuned)
+            context = LargeProduct(site.input, site.large(expand=self._expand), self._tuned)
         else:
             queries = self._site(f"{name} qkv", attention.to_q, attention.to_k, attention.to_v)
         out, first = self._site(f"{name} out", attention.to_out[0]), self._site(f"{name} first", ff[0].proj)
         second = self._site(f"{name} second", ff[2])
-        products = [SmallProduct(site, site.small(), self._tuned) for site in (queries, out, first, second)]
+        products = [SmallProduct(site.input, site.small(), self._tuned) for site in (queries, out, first, second)]
         return _Block(
             queries=products[0],
             context=context,
@@ -128,8 +128,8 @@ class CudaDit:
             first=products[2],
             second=products[3],
             into=ActivatedInto("block hidden", products[2], products[3], numerics.GELU),
-            norm1=tuple(_modulated(one, queries.unsmooth) for one in modulations),
-            norm3=NormFactors.of_layer_norm(block.norm3, first.unsmooth),
+            norm1=tuple(_modulated(one, queries.input.unsmooth) for one in modulations),
+            norm3=NormFactors.of_layer_norm(block.norm3, first.input.unsmooth),
         )
 
     def weights(self) -> list[SmallProduct | LargeProduct]:
@@ -189,7 +189,7 @@ class CudaDit:
     ) -> Tensor:  # fmt: skip
         tokens, width = self.tokens, self.width
         operand = block.queries.operand(work, "dit in", tokens)
-        self._norm(x, operand, block.queries.site.coding(step), block.norm1[step], parts, tokens)
+        self._norm(x, operand, block.queries.input.coding(step), block.norm1[step], parts, tokens)
         queries = work.buffer("dit queries", x.shape[0], block.queries.weight.row_tiles * BLOCK_OUT)
         parts = block.queries.parts(work, "dit queries shares", operand)
         norm(None, queries, None, Coding(), parts=parts, tokens=tokens, early=self._tuned.early)
@@ -201,7 +201,7 @@ class CudaDit:
             mixed = self._attend(work, block, queries, context, context[:, width:], seen.keys, step)
         parts = block.out.parts(work, "dit out", mixed)
         operand = block.first.operand(work, "dit in", tokens)
-        self._norm(x, operand, block.first.site.coding(step), block.norm3, parts, tokens)
+        self._norm(x, operand, block.first.input.coding(step), block.norm3, parts, tokens)
         return block.second.parts(work, "dit second", block.into(work, operand, tokens, step))
 
     def _attend(
@@ -213,7 +213,7 @@ class CudaDit:
             queries, k, v, keys, shares, heads, tokens, block_rows=blocks.rows, block_keys=blocks.keys,
             warps=blocks.warps, stages=blocks.stages, early=self._tuned.early,
         )  # fmt: skip
-        mixed, site = block.out.operand(work, "dit mixed", tokens), block.out.site
+        mixed, site = block.out.operand(work, "dit mixed", tokens), block.out.input
         merge(
             shares, mixed.values, mixed.scales, site.coding(step), tokens, heads.count, site.unsmooth, self._tuned.early
         )  # fmt: skip

@@ -50,7 +50,7 @@ class CudaEmbodiment:
         self._step_bias = self._padded_step_bias(found)
         self._state = [one.detach().to(dtype, copy=True) for one in self._state_weights(0)]
         into, self.action, decoder, self.velocity = self._products = [
-            SmallProduct(site, site.small(), tuned) for site in self._sites(found)
+            SmallProduct(site.input, site.small(), tuned) for site in self._sites(found)
         ]
         self.encoder = tuple(
             ActivatedInto("action hidden", into.with_bias(bias), self.action, numerics.SILU) for bias in self._step_bias

@@ -121,13 +121,13 @@ class CudaEngine:
         return self._plan(num_steps).shape(inputs)
 
     @torch.no_grad()
-    def prepare(self, shape: EngineShape, inputs: ModelInputs | None = None) -> None:
-        """See ``Engine``. ``inputs`` gives the sizes that a shape does not say (the state's)."""
+    def prepare(self, shape: EngineShape) -> None:
+        """See ``Engine``."""
         if shape in self._running:
             return
         if len(self._running) >= _MOST_SHAPES:
             self._running.pop(next(iter(self._running)))
-        static = self._plan(shape.num_steps).static(shape, inputs)
+        static = self._plan(shape.num_steps).static(shape)
         self._running[shape] = _Running(static, shape.num_steps, self._capture)
 
     def run(self, inputs: ModelInputs, noise: Tensor, num_steps: int, guide: VelocityGuide | None = None) -> Tensor:
@@ -138,7 +138,7 @@ class CudaEngine:
 
     def _run(self, inputs: ModelInputs, noise: Tensor, num_steps: int, guide: VelocityGuide | None) -> Tensor:
         shape = self.bucket(inputs, num_steps)
-        self.prepare(shape, inputs)
+        self.prepare(shape)
         running = self._running[shape]
         running.static.load(inputs)
         running.static.x_t.copy_(noise[0])
@@ -214,7 +214,7 @@ class _Running:
         from torch.profiler import ProfilerActivity, profile
 
         self.replay("chunk")
-        with profile(activities=[ProfilerActivity.CUDA]) as record:
+        with profile(activities=[ProfilerActivity.CUDA]) as record, torch.inference_mode(False), torch.no_grad():
             self._stage("chunk")()
             torch.cuda.synchronize()
         return sum(1 for event in record.events() if event.device_type == torch.autograd.DeviceType.CUDA)

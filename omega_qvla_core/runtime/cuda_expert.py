@@ -67,7 +67,7 @@ class CudaExpert:
         dtype: Of unquantized weights and of the keys and values.
 
     Attributes:
-        sites: What was read, for the name of the precision.
+        bits: Of what was read, for the name of the precision.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class CudaExpert:
         self.width, self.eps, self.tokens = config.expert_width, config.rms_norm_eps, config.action_horizon
         self.steps = len(conditions)
         self._site = SiteReader(dtype, self.steps)
-        self.sites = self._site.sites
+        self.bits = self._site.bits
         if heads.count * heads.dim % BLOCK_OUT:
             raise EngineError(f"{heads.count} heads of {heads.dim} columns are not a multiple of {BLOCK_OUT}")
         if self.tokens > BLOCK_OUT:
@@ -92,7 +92,7 @@ class CudaExpert:
 
     def _float_product(self, linear: nn.Linear) -> SmallProduct:
         site = FloatSite(linear.weight.detach(), linear.bias.detach().float(), self.dtype)
-        return SmallProduct(site, site.small(), self.tuned)
+        return SmallProduct(site.input, site.small(), self.tuned)
 
     def _layer(self, index: int, layer: nn.Module, conditions: Sequence[StepCondition]) -> _Layer:
         attention, mlp, name = layer.self_attn, layer.mlp, f"expert layer {index}"
@@ -100,16 +100,16 @@ class CudaExpert:
         out = self._site(f"{name} out", attention.o_proj)
         gate_up = self._site(f"{name} gate and up", mlp.gate_proj, mlp.up_proj)
         down = self._site(f"{name} down", mlp.down_proj)
-        gated = SmallProduct(gate_up, gate_up.small(gated=True), self.tuned)
-        into = SmallProduct(down, down.small(), self.tuned)
+        gated = SmallProduct(gate_up.input, gate_up.small(gated=True), self.tuned)
+        into = SmallProduct(down.input, down.small(), self.tuned)
         return _Layer(
-            qkv=SmallProduct(qkv, qkv.small(), self.tuned),
-            out=SmallProduct(out, out.small(), self.tuned),
+            qkv=SmallProduct(qkv.input, qkv.small(), self.tuned),
+            out=SmallProduct(out.input, out.small(), self.tuned),
             gate_up=gated,
             down=into,
             into=ActivatedInto("expert hidden", gated, into),
-            norm1=tuple(self._factors(one.layers[index][0], qkv.unsmooth) for one in conditions),
-            norm2=tuple(self._factors(one.layers[index][1], gate_up.unsmooth) for one in conditions),
+            norm1=tuple(self._factors(one.layers[index][0], qkv.input.unsmooth) for one in conditions),
+            norm2=tuple(self._factors(one.layers[index][1], gate_up.input.unsmooth) for one in conditions),
         )
 
     def _factors(self, modulation: Tensor, unsmooth: Tensor | None) -> NormFactors:
@@ -168,8 +168,8 @@ class CudaExpert:
         )  # fmt: skip
         operand = layer.out.operand(work, "expert mixed", tokens)
         merge(
-            shares, operand.values, operand.scales, layer.out.site.coding(step), tokens, heads.count,
-            layer.out.site.unsmooth, self.tuned.early,
+            shares, operand.values, operand.scales, layer.out.input.coding(step), tokens, heads.count,
+            layer.out.input.unsmooth, self.tuned.early,
         )  # fmt: skip
         parts = layer.out.parts(work, "expert out", operand)
         operand = layer.gate_up.operand(work, "expert in", tokens)
@@ -179,7 +179,7 @@ class CudaExpert:
 
     def _norm(self, x: Tensor, operand, product: SmallProduct, factors: NormFactors, step: int, parts, gate) -> None:
         norm(
-            x, operand.values, operand.scales, product.site.coding(step), kind=rows.RMS_NORM, eps=self.eps,
+            x, operand.values, operand.scales, product.input.coding(step), kind=rows.RMS_NORM, eps=self.eps,
             mul=factors.mul, add=factors.add, parts=parts, gate=gate, tokens=self.tokens, width=self.width,
             early=self.tuned.early,
         )  # fmt: skip

@@ -62,7 +62,7 @@ class CudaGr00t:
         )  # fmt: skip
         self.adapter = _Adapter(model, tuned, dtype, expand)
         self.dit = CudaDit(model, model.step_conditions(num_steps), tuned, dtype, expand)
-        self.precision = precision_name(self.language.sites + self.dit.sites)
+        self.precision = precision_name(self.language.bits + self.dit.bits)
 
     def shape(self, inputs: ModelInputs) -> EngineShape:
         """The bucket of one observation; waits for the GPU where masks lie there."""
@@ -82,7 +82,7 @@ class CudaGr00t:
         words = max(len(prompt) - seen, 1)
         return EngineShape(1, present, -(-words // _TEXT_STEP) * _TEXT_STEP, self.num_steps)
 
-    def static(self, shape: EngineShape, inputs: ModelInputs | None = None) -> Gr00tStatic:
+    def static(self, shape: EngineShape) -> Gr00tStatic:
         """Buffers for a shape."""
         return Gr00tStatic(self, shape)
 

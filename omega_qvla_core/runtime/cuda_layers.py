@@ -24,7 +24,7 @@ from omega_qvla_core.kernels.triton_kernels.launch_rows import Coding, Shares, a
 from omega_qvla_core.kernels.triton_kernels.layout import BLOCK_OUT, round_up
 from omega_qvla_core.kernels.triton_kernels.tuning import Tuning
 from omega_qvla_core.kernels.triton_kernels.weights import FLOAT_BITS, LargeWeight, SmallWeight
-from omega_qvla_core.runtime.cuda_sites import Site, read_site, scaled
+from omega_qvla_core.runtime.cuda_sites import InputCoding, read_site, scaled
 
 _KEYS_PER_SHARE = 128
 _MOST_SHARES = 8
@@ -98,15 +98,15 @@ class LargeProduct:
     """One site with many tokens: codes its input, multiplies.
 
     Args:
-        site: The site.
+        read: How its input is coded.
         weight: Its weight, or chosen rows of it.
         tuned: Block sizes.
     """
 
-    def __init__(self, site: Site, weight: LargeWeight, tuned: Tuning) -> None:
-        self._read = site
-        self.coding = site.coding(0)
-        self.unsmooth = site.unsmooth
+    def __init__(self, read: InputCoding, weight: LargeWeight, tuned: Tuning) -> None:
+        self._input = read
+        self.coding = read.coding(0)
+        self.unsmooth = read.unsmooth
         self.weight = weight
         self._tuned = tuned
         self._bias = None if weight.bias is None else weight.bias.to(weight.rows.dtype)
@@ -133,7 +133,7 @@ class LargeProduct:
 
     def without_bias(self) -> tuple[LargeProduct, Tensor | None]:
         """The same product without its bias, and the bias, float32 ``[O padded]``: for whoever adds it later."""
-        plain = LargeProduct(self._read, replace(self.weight, bias=None), self._tuned)
+        plain = LargeProduct(self._input, replace(self.weight, bias=None), self._tuned)
         return plain, self.weight.bias
 
     def __call__(self, operand: Operand, out: Tensor, activation: int = 0, residual: Tensor | None = None) -> Tensor:
@@ -176,31 +176,31 @@ class LargeProduct:
 def large_product(name: str, linear: nn.Module, tuned: Tuning, dtype: torch.dtype, expand: bool) -> LargeProduct:
     """A linear of its own, for many tokens. ``name`` is for messages, ``expand``: see ``weights.large_weight``."""
     site = read_site(name, [linear], dtype)
-    return LargeProduct(site, site.large(expand=expand), tuned)
+    return LargeProduct(site.input, site.large(expand=expand), tuned)
 
 
 class SmallProduct:
     """One site with few tokens.
 
     Args:
-        site: The site.
+        read: How its input is coded.
         weight: Its weight in tiles.
         tuned: Block sizes.
     """
 
-    def __init__(self, site: Site, weight: SmallWeight, tuned: Tuning) -> None:
-        self.site = site
+    def __init__(self, read: InputCoding, weight: SmallWeight, tuned: Tuning) -> None:
+        self.input = read
         self.weight = weight
         self.early = tuned.early
         self._tuned = tuned
 
     def with_bias(self, bias: Tensor) -> SmallProduct:
         """The same product with another bias, float32 ``[O padded]``, on the same weight."""
-        return SmallProduct(self.site, replace(self.weight, bias=bias), self._tuned)
+        return SmallProduct(self.input, replace(self.weight, bias=bias), self._tuned)
 
     def operand(self, work: Workspace, name: str, tokens: int) -> Operand:
         """Room for its input."""
-        return work.operand(name, padded_tokens(tokens), self.weight, self.site.coding(0))
+        return work.operand(name, padded_tokens(tokens), self.weight, self.input.coding(0))
 
     def parts(self, work: Workspace, name: str, operand: Operand) -> Tensor:
         """The product in shares of K, float32 ``[S, T padded, O padded]``."""
@@ -246,7 +246,7 @@ class ActivatedInto:
 
     def __init__(self, name: str, first: SmallProduct, second: SmallProduct, activation: int = numerics.GELU) -> None:
         self.name, self.first, self.second, self.activation = name, first, second, activation
-        coding = second.site.coding(0)
+        coding = second.input.coding(0)
         # Scales that span the whole row need the whole row: a kernel of its own codes it.
         self.by_shares = coding.mode != rows.TOKEN and coding.tail is None
 
@@ -254,19 +254,19 @@ class ActivatedInto:
         """The coded result of ``tokens`` rows; rows up to ``room`` are zeros."""
         first, second = self.first, self.second
         out = second.operand(work, self.name, tokens if room is None else room)
-        coding, width = second.site.coding(step), first.weight.outputs
+        coding, width = second.input.coding(step), first.weight.outputs
         columns = first.weight.row_tiles * BLOCK_OUT
         if self.by_shares:
             parts = first.parts(work, f"{self.name} shares", operand)
             activate(
                 parts, out.values, out.scales, coding, tokens, width, activation=self.activation,
-                up_column=columns if first.weight.gate_tiles else None, mul=second.site.unsmooth, early=first.early,
+                up_column=columns if first.weight.gate_tiles else None, mul=second.input.unsmooth, early=first.early,
             )  # fmt: skip
             return out
         activated = work.buffer("activated", operand.values.shape[0], columns)
         first.activated(work, operand, activated, self.activation)
         norm(
-            activated, out.values, out.scales, coding, mul=second.site.unsmooth, tokens=tokens, width=width,
+            activated, out.values, out.scales, coding, mul=second.input.unsmooth, tokens=tokens, width=width,
             early=first.early,
         )  # fmt: skip
         return out

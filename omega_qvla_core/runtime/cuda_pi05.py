@@ -58,7 +58,7 @@ class CudaPi05:
             model.language_model, heads, config.rms_norm_eps, config.rope_theta, tuned, dtype, expand
         )  # fmt: skip
         self.expert = CudaExpert(model, heads, conditions, tuned, dtype)
-        self.precision = precision_name(self.prefix.sites + self.expert.sites)
+        self.precision = precision_name(self.prefix.bits + self.expert.bits)
 
     def shape(self, inputs: ModelInputs) -> EngineShape:
         """The bucket of one observation; waits for the GPU where masks lie there."""
@@ -71,9 +71,9 @@ class CudaPi05:
         text = int(inputs.token_mask.sum())
         return EngineShape(1, present, min(-(-max(text, 1) // _TEXT_STEP) * _TEXT_STEP, length), self.num_steps)
 
-    def static(self, shape: EngineShape, inputs: ModelInputs | None = None) -> Pi05Static:
+    def static(self, shape: EngineShape) -> Pi05Static:
         """Buffers for a shape."""
-        return Pi05Static(self, shape, inputs)
+        return Pi05Static(self, shape)
 
     def weight_bytes(self) -> int:
         """Of the engine's own copies."""
@@ -93,12 +93,13 @@ class _Inputs:
 class Pi05Static:
     """Buffers of one shape, and the stages on them."""
 
-    def __init__(self, plan: CudaPi05, shape: EngineShape, inputs: ModelInputs | None) -> None:
+    def __init__(self, plan: CudaPi05, shape: EngineShape) -> None:
         config, device = plan.config, plan.model.action_in_proj.weight.device
         self.plan, self.shape = plan, shape
         self.work = Workspace(device, plan.dtype)
         size = config.vision.image_size
-        state = None if inputs is None or inputs.state is None else inputs.state.clone().float()
+        # The keypoint encoder alone reads the state.
+        state = None if plan.vision is not None else torch.zeros(1, config.vision.state_dim, device=device)
         self.inputs = _Inputs(
             images=torch.zeros(shape.cameras, 3, size, size, device=device),
             tokens=torch.zeros(shape.text_tokens, dtype=torch.int64, device=device),

@@ -44,7 +44,7 @@ class CudaPrefix:
             and values.
 
     Attributes:
-        sites: What was read, for the name of the precision.
+        bits: Of what was read, for the name of the precision.
     """
 
     def __init__(
@@ -54,32 +54,32 @@ class CudaPrefix:
         self._flavour, self._causal = flavour, causal
         self.heads, self.eps, self.rope_theta, self.tuned, self.dtype = heads, eps, rope_theta, tuned, dtype
         self._site = SiteReader(dtype)
-        self.sites = self._site.sites
+        self.bits = self._site.bits
         cut = len(tower.layers) if complete else len(tower.layers) - 1
         self._layers = [self._layer(index, layer, index == cut, expand) for index, layer in enumerate(tower.layers)]
 
     def _layer(self, index: int, layer: nn.Module, cut: bool, expand: bool) -> _Layer:
         attention, mlp, name = layer.self_attn, layer.mlp, f"language layer {index}"
         qkv = self._site(f"{name} qkv", attention.q_proj, attention.k_proj, attention.v_proj)
-        norm1, heads_norm = rms_factors(layer.input_layernorm, qkv.unsmooth), None
+        norm1, heads_norm = rms_factors(layer.input_layernorm, qkv.input.unsmooth), None
         if self._flavour.qk_norm:
             heads_norm = rms_factors(attention.q_norm, None).mul, rms_factors(attention.k_norm, None).mul
         if cut:
             queries = self.heads.count * self.heads.dim
             chosen = torch.arange(queries, queries + 2 * self.heads.kv * self.heads.dim, device=norm1.mul.device)
-            product = LargeProduct(qkv, qkv.large(chosen, expand=expand), self.tuned)
+            product = LargeProduct(qkv.input, qkv.large(chosen, expand=expand), self.tuned)
             return _Layer(norm1, product, heads_norm, None, None, None, None)
         out = self._site(f"{name} out", attention.o_proj)
         gate_up = self._site(f"{name} gate and up", mlp.gate_proj, mlp.up_proj)
         down = self._site(f"{name} down", mlp.down_proj)
         return _Layer(
             norm1,
-            LargeProduct(qkv, qkv.large(expand=expand), self.tuned),
+            LargeProduct(qkv.input, qkv.large(expand=expand), self.tuned),
             heads_norm,
-            rms_factors(layer.post_attention_layernorm, gate_up.unsmooth),
-            LargeProduct(out, out.large(expand=expand), self.tuned),
-            LargeProduct(gate_up, gate_up.large(gated=True, expand=expand), self.tuned),
-            LargeProduct(down, down.large(expand=expand), self.tuned),
+            rms_factors(layer.post_attention_layernorm, gate_up.input.unsmooth),
+            LargeProduct(out.input, out.large(expand=expand), self.tuned),
+            LargeProduct(gate_up.input, gate_up.large(gated=True, expand=expand), self.tuned),
+            LargeProduct(down.input, down.large(expand=expand), self.tuned),
         )
 
     def weights(self) -> list[LargeProduct]:

@@ -36,26 +36,37 @@ _KNOWN = {"codes", "scales", "multipliers", "smooth", "activation", "bias"}
 
 
 @dataclass(frozen=True)
+class InputCoding:
+    """How the input of a site is coded: all that a product keeps of its site, whose weight it has in another layout.
+
+    Attributes:
+        unsmooth: float32 ``[I]``: what the input is multiplied with before the rotation; None for nothing.
+        codings: One per denoise step, or one.
+    """
+
+    unsmooth: Tensor | None = None
+    codings: tuple[Coding, ...] = (Coding(),)
+
+    def coding(self, step: int) -> Coding:
+        """Of a denoise step."""
+        return self.codings[step if len(self.codings) > 1 else 0]
+
+
+@dataclass(frozen=True)
 class CodedSite:
     """A quantized site, ready for the kernels.
 
     Attributes:
         weight: Stacked rows of all readers, in the transformed basis.
         bias: float32 ``[O]`` or None.
-        unsmooth: float32 ``[I]``: what the input is multiplied with before the rotation; None for nothing.
-        codings: One per denoise step, or one.
+        input: How its input is coded.
         bits: Of weights and activations.
     """
 
     weight: GroupedWeight
     bias: Tensor | None
-    unsmooth: Tensor | None
-    codings: tuple[Coding, ...]
+    input: InputCoding
     bits: tuple[int, int]
-
-    def coding(self, step: int) -> Coding:
-        """Of a denoise step."""
-        return self.codings[step if len(self.codings) > 1 else 0]
 
     def small(self, rows_: Tensor | None = None, gated: bool = False) -> SmallWeight:
         """For few tokens, with chosen rows."""
@@ -82,12 +93,8 @@ class FloatSite:
     weight: Tensor
     bias: Tensor | None
     dtype: torch.dtype
-    unsmooth: Tensor | None = None
+    input: InputCoding = InputCoding()
     bits: tuple[int, int] = (16, 16)
-
-    def coding(self, step: int) -> Coding:
-        """Plain numbers."""
-        return Coding()
 
     def small(self, rows_: Tensor | None = None, gated: bool = False) -> SmallWeight:
         """For few tokens, with chosen rows."""
@@ -135,17 +142,18 @@ class SiteReader:
         steps: See ``read_site``.
 
     Attributes:
-        sites: What was read, for the name of the precision.
+        bits: Of weights and activations of what was read, for the name of the precision. The sites themselves are not
+            kept: their weights would take as much memory again.
     """
 
     def __init__(self, dtype: torch.dtype, steps: int = 0) -> None:
         self._dtype, self._steps = dtype, steps
-        self.sites: list[Site] = []
+        self.bits: list[tuple[int, int]] = []
 
     def __call__(self, name: str, *linears: nn.Module) -> Site:
         """``read_site``."""
         site = read_site(name, linears, self._dtype, self._steps)
-        self.sites.append(site)
+        self.bits.append(site.bits)
         return site
 
 
@@ -179,8 +187,7 @@ def _coded(name: str, site: QuantizedSite, steps: int) -> CodedSite:
     return CodedSite(
         weight=site.grouped_weight(),
         bias=tensors["bias"].float() if "bias" in tensors else None,
-        unsmooth=None if smooth is None else (1.0 / smooth.double()).float(),
-        codings=tuple(codings),
+        input=InputCoding(None if smooth is None else (1.0 / smooth.double()).float(), tuple(codings)),
         bits=(recipe.weight_bits, recipe.activation_bits),
     )
 
@@ -191,9 +198,9 @@ def scaled(vector: Tensor, unsmooth: Tensor | None) -> Tensor:
     return (vector if unsmooth is None else vector * unsmooth).contiguous()
 
 
-def precision_name(sites: Sequence[Site]) -> str:
+def precision_name(bits: Sequence[tuple[int, int]]) -> str:
     """``bf16``, ``w4a4`` and the like; the widest of a mixture, marked with a plus."""
-    found = sorted({site.bits for site in sites})
+    found = sorted(set(bits))
     weight, activation = found[-1]
     name = "bf16" if weight == 16 else f"w{weight}a{activation}"
     return name if len(found) == 1 else f"{name}+"

@@ -25,14 +25,14 @@ class CudaVision:
         expand: See ``weights.large_weight``.
 
     Attributes:
-        sites: What was read, for the name of the precision.
+        bits: Of what was read, for the name of the precision.
     """
 
     def __init__(self, vision: SiglipVision, tuned: Tuning, dtype: torch.dtype, expand: bool) -> None:
         self.config = vision.config
         self.dtype = dtype
         read = SiteReader(dtype)
-        self.sites = read.sites
+        self.bits = read.bits
         embeddings, config = vision.vision_model.embeddings, vision.config
         weight = embeddings.patch_embedding.weight.detach()
         self._patch_weight = weight.permute(0, 2, 3, 1).flatten(1).to(dtype).contiguous()

@@ -107,6 +107,17 @@ def test_the_tabletop_policy_is_the_trained_one():
         compare(replace(SHORT, model="tabletop", shape=BenchShape(3, 6, 16, 4)))
 
 
+def test_the_tabletop_policy_has_a_bfloat16_row_for_gpus():
+    shape = default_shape("tabletop")
+    half, whole = (
+        bench_rows.build_runner(
+            "eager", bench_rows.build_model("tabletop", "full", shape, precision, "cpu"), shape, "cpu"
+        ).actions()
+        for precision in ("bf16", "fp32")
+    )
+    assert 0.0 < (half - whole).abs().max() < 0.1
+
+
 def test_memory_of_a_row_is_measured_in_a_process_of_its_own():
     options = replace(SHORT, precisions=(), samples=1)
     peak = bench_memory.peak_bytes(options, "fp32", "engine")

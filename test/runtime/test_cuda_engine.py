@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -12,8 +14,11 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 from omega_qvla_core.errors import EngineError
 from omega_qvla_core.evaluate.bench_presets import preset, random_model
 from omega_qvla_core.evaluate.bench_quantize import quantize_randomly
+from omega_qvla_core.models.keypoint_vision import KeypointConfig
+from omega_qvla_core.models.pi05 import Pi05
 from omega_qvla_core.models.siglip import SiglipConfig
 from omega_qvla_core.processing.policy_processor import ModelInputs
+from omega_qvla_core.runtime import cuda_sites
 from omega_qvla_core.runtime.cuda_engine import CudaEngine, build
 
 pytestmark = [
@@ -90,6 +95,39 @@ def test_triton_engine_equals_the_quantized_model_and_its_guided_steps():
         return u + (1.0 - tau) * 0.1 * x
 
     assert compared(model, engine, inputs_of(model), guide) < max(LIMIT, 1e-3)
+    assert engine.precision == "w4a4"
+
+
+def test_triton_engine_takes_the_keypoint_encoder_prepared_before_its_first_observation():
+    """The encoder's own code runs inside; it reads the state too, whose room must be there before any observation."""
+    torch.manual_seed(3)
+    model = Pi05(replace(tiny().config, vision=KeypointConfig(32, 2, 7, (8, 8, 8), 2, 8, 4))).to(DEVICE).eval()
+    inputs = inputs_of(model)
+    inputs = replace(
+        inputs, images=inputs.images[:2], image_masks=inputs.image_masks[:2], state=noise_of(model)[:, 0, :7]
+    )
+    engine = engine_of(model)
+    engine.prepare(engine.bucket(inputs, STEPS))
+    assert compared(model, engine, inputs) < LIMIT
+    moved = replace(inputs, state=inputs.state + 1.0)
+    assert compared(model, engine, moved) < LIMIT
+
+
+def test_triton_engine_keeps_no_weight_in_two_layouts(monkeypatch):
+    """What was read of the model, stacked or unpacked, goes once the kernels' layout is made of it."""
+    read, kept = cuda_sites.read_site, []
+
+    def watched(*arguments):
+        site = read(*arguments)
+        kept.append(weakref.ref(site))
+        return site
+
+    monkeypatch.setattr(cuda_sites, "read_site", watched)
+    model = quantize_randomly(tiny(), "w4a4")
+    engine = engine_of(model)
+    engine.bucket(inputs_of(model), STEPS)
+    gc.collect()
+    assert len(kept) > 10 and all(one() is None for one in kept)
     assert engine.precision == "w4a4"
 
 
