@@ -109,7 +109,7 @@ def build_engine(model: nn.Module, device: torch.device, untried: bool = False) 
     Args:
         model: On the device.
         device: Where it is.
-        untried: Also take what no GPU has run yet (see ``cuda_engine.build``): for benches, never for a robot.
+        untried: Also take what has driven no arm yet (see ``cuda_engine.build``): for benches, never for a robot.
     """
     module = _BUILDERS.get(device.type)
     if module is None:
