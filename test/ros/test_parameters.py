@@ -10,8 +10,10 @@ import yaml
 from rclpy.context import Context
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from std_msgs.msg import String
 
-from omega_qvla_ros.nodes import parameters, policy_parameters
+from omega_qvla_ros.nodes import parameters, policy_parameters, qos
 from omega_qvla_ros.nodes.parameters import When
 from omega_qvla_ros.process_environment import free_domain_id
 from omega_qvla_ros.resources import config_file
@@ -102,4 +104,17 @@ def test_changes_at_the_wrong_time_and_bad_values_are_refused_with_a_reason(cont
     assert set_one("instruction", "") == "empty"
     assert set_one("instruction", "go") is None
     assert set_one("auto_activate", True) is not None  # read-only
+    made.destroy_node()
+
+
+def test_qos_override_is_taken_by_its_topic_and_a_misspelt_one_is_named(context: Context) -> None:
+    depth, typo = (f"qos_overrides./{topic}.subscription.depth" for topic in ("image", "imgae"))
+    made = node(context, **{depth: 7, typo: 3})
+    assert parameters.declare(made, policy_parameters.POLICY_NODE) == []  # judged when the topics are there
+    options = QoSOverridingOptions.with_default_policies()
+    heard = made.create_subscription(
+        String, "image", lambda _: None, qos.own(qos.IMAGE), qos_overriding_options=options
+    )
+    assert parameters.unused_qos_overrides(made) == [f"parameter {typo!r} belongs to no topic; did you mean {depth!r}?"]
+    assert heard.qos_profile.depth == 7 and qos.IMAGE.depth == 1
     made.destroy_node()
