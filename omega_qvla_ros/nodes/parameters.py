@@ -212,7 +212,7 @@ RECORDER_NODE = (
         "Folder of the bag; empty is the robot's name with the time. One that exists gets a number behind its name.",
         when=When.LIVE,
     ),
-    ParameterSpec("storage", "mcap", "File format of the bag: mcap or sqlite3."),
+    ParameterSpec("storage", "mcap", "File format of the bag.", choices=("mcap", "sqlite3")),
     ParameterSpec("policy_node", "policy_node", "Name of the policy node, relative to the namespace."),
     ParameterSpec("record_on_start", True, "Begin at once; false waits for ~/start."),
     ParameterSpec(

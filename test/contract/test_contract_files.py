@@ -214,8 +214,10 @@ def test_resolve_contract_by_name_and_path(tmp_path) -> None:
     path = tmp_path / "mine.yaml"
     path.touch()
     assert resolve_contract(str(path)) == path
-    with pytest.raises(ConfigError, match="shipped: .*tabletop"):
+    with pytest.raises(ConfigError, match="shipped: .*tabletop.*; did you mean 'tabletop'"):
         resolve_contract("table_top")
+    with pytest.raises(ConfigError, match="shipped: .*xarm7_sim$"):
+        resolve_contract("nothing like it")
 
 
 def test_binding_maps_by_name() -> None:

@@ -83,6 +83,21 @@ def test_misspelt_parameter_is_named_with_the_nearest_one(context: Context) -> N
     made.destroy_node()
 
 
+@pytest.mark.parametrize(
+    ("table", "given", "words"),
+    [
+        ("recorder_node", {"storage": "mcab"}, "choose 'mcap' or 'sqlite3' (nearest: 'mcap')"),
+        ("policy_node", {"stamp_source": "heder"}, "choose 'header' or 'receive' (nearest: 'header')"),
+        ("policy_node", {"engine": "atuo"}, "choose 'auto' or 'off' (nearest: 'auto')"),
+    ],
+)
+def test_misspelt_choice_is_named_with_the_nearest_one(context: Context, table: str, given: dict, words: str) -> None:
+    made = node(context, **given)
+    (text,) = parameters.declare(made, TABLES[table])
+    assert words in text
+    made.destroy_node()
+
+
 def test_changes_at_the_wrong_time_and_bad_values_are_refused_with_a_reason(context: Context) -> None:
     made = node(context)
     parameters.declare(made, policy_parameters.POLICY_NODE)
