@@ -15,9 +15,6 @@ from omega_qvla_ros.stats import Percentiles
 
 log = logging.getLogger(__name__)
 
-MAX_LATE_CHUNKS = 5
-"""So many chunks in a row that come after their own end latch: the policy is too slow for this robot."""
-
 
 class ChunkJudge:
     """Judges the chunks of one policy.
@@ -27,15 +24,22 @@ class ChunkJudge:
         safety: Receives holds and latches.
         scheduler: Told to try again.
         latency_s: Inference times, for the texts.
+        max_late_chunks: So many chunks in a row that come after their own end latch.
     """
 
     def __init__(
-        self, spec: PolicySpec, safety: SafetyState, scheduler: ChunkScheduler, latency_s: Percentiles
+        self,
+        spec: PolicySpec,
+        safety: SafetyState,
+        scheduler: ChunkScheduler,
+        latency_s: Percentiles,
+        max_late_chunks: int,
     ) -> None:
         self._spec = spec
         self._safety = safety
         self._scheduler = scheduler
         self._latency_s = latency_s
+        self._max_late_chunks = max_late_chunks
         self._late_in_a_row = 0
         self.device_lost = False
         """The policy cannot run any more: the node should deactivate."""
@@ -78,7 +82,7 @@ class ChunkJudge:
         if dropped.kind != "late":
             return
         self._late_in_a_row += 1
-        if self._late_in_a_row >= MAX_LATE_CHUNKS:
+        if self._late_in_a_row >= self._max_late_chunks:
             chunk_s = self._spec.horizon / self._spec.control_hz
             self._safety.latch(
                 "late",

@@ -127,7 +127,8 @@ class ClosedLoop:
         instruction = task.wording(seed)
         period_ns = nanoseconds(contract.period_s)
         blend_s = contract.chunk.blend_time_s if options.method in ("blend", "rtc") else 0.0
-        scheduler = ChunkScheduler(options.execution_horizon_steps, blend_s, 1.0 / self._policy.spec.control_hz)
+        step_s, least_s = 1.0 / self._policy.spec.control_hz, contract.chunk.min_remaining_s
+        scheduler = ChunkScheduler(options.execution_horizon_steps, blend_s, step_s, least_s)
         guard = MotionGuard(contract)
         motion = Motion(contract, self._binding, self._policy.spec.horizon, scheduler, guard)
         controller = jtc.TrajectoryExecutor(JOINT_NAMES, interpolate_from_desired_state=True)

@@ -23,8 +23,6 @@ from omega_qvla_ros.trajectory import Plan, brakable_velocity
 _TOLERANCE = 1e-9
 _CHECK_TOLERANCE = 1e-6
 """Slack of the last check, relative to the limit: what rounding in a segment of a millisecond can amount to."""
-MAX_STRETCH = 4.0
-"""``scale`` slows a chunk down by at most this; one that is still too fast is no plan for this arm and is refused."""
 
 
 class ChunkRejected(Exception):
@@ -116,6 +114,7 @@ class MotionGuard:
         self._names = contract.joint_names
         self._mode = contract.limits.mode
         self._reject_beyond = contract.limits.reject_beyond_range
+        self._max_slowdown = contract.limits.max_slowdown
         self._period_s = contract.period_s
         self.contract_limits = contract.joint_limits()
         self._limits = self.contract_limits
@@ -267,13 +266,13 @@ class MotionGuard:
             return reference
         speed, acceleration = over["velocity"][1:], over["acceleration"][1:]
         factor = max(1.0, float(speed.max()), float(np.sqrt(acceleration.max())))
-        if factor > MAX_STRETCH:
+        if factor > self._max_slowdown:
             kind = "velocity" if speed.max() >= np.sqrt(acceleration.max()) else "acceleration"
             joint = int(np.argmax(over[kind][1:].max(axis=0)))
             self._reject(
                 kind,
                 f"the chunk would have to be slowed down {factor:.1f} times for joint {self._names[joint]!r}, at most "
-                f"{MAX_STRETCH:.0f} times is done",
+                f"{self._max_slowdown:g} times is done",
                 joint,
             )
         if factor <= 1.0 + _TOLERANCE:

@@ -106,7 +106,7 @@ class Motion:
         self._targets: tuple[np.ndarray, np.ndarray] | None = None
         self.seam: Seam | None = None
         """Of the last switch from a motion that was under way."""
-        self.tracking = TrackingMonitor(self._names, guard.contract_limits)
+        self.tracking = TrackingMonitor(self._names, guard.contract_limits, contract.safety.stall_time_s)
         self.counters = MotionCounters()
         self.invalid: Counter[str] = Counter()
 

@@ -24,10 +24,6 @@ IMAGE_HISTORY = 3
 JOINT_HISTORY = 64
 """Joint samples kept, 0.64 s at 100 Hz: more than an image may be old."""
 
-MAX_SKEW_S = 0.5
-"""A stream whose samples keep coming with stamps so far from the node's clock has another clock, or a delay that no
-policy was trained with."""
-
 VELOCITY_SPAN_NS = 50_000_000
 """Span of the difference that is a joint's velocity: 1 mrad of noise is then 0.02 rad/s."""
 
@@ -75,6 +71,7 @@ class ObservationBuffer:
         sensors = contract.sensors
         self._by_receipt = stamp_source == "receive"
         self._image_timeout_s: float | None = None
+        self._max_clock_skew_s = sensors.max_clock_skew_s
         self._joint_names = contract.joint_names
         self._joint_index = {name: k for k, name in enumerate(contract.joint_names)}
         self._joint_topic = sensors.joint_states_topic
@@ -332,7 +329,7 @@ class ObservationBuffer:
             key=lambda item: abs(item[1]),
             default=("", 0.0),
         )
-        if abs(offset_s) <= MAX_SKEW_S:
+        if abs(offset_s) <= self._max_clock_skew_s:
             return None
         side = "behind" if offset_s > 0 else "ahead of"
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from omega_qvla_core.errors import ConfigError
@@ -54,5 +55,9 @@ def resolve_contract(name_or_path: str) -> Path:
     shipped = robots / f"{name_or_path}.yaml"
     if name_or_path and "/" not in name_or_path and shipped.is_file():
         return shipped
-    names = ", ".join(sorted(p.stem for p in robots.glob("*.yaml")))
-    raise ConfigError(f"contract {name_or_path!r} is neither a file nor a shipped robot; shipped: {names}")
+    names = sorted(p.stem for p in robots.glob("*.yaml"))
+    near = difflib.get_close_matches(name_or_path, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(
+        f"contract {name_or_path!r} is neither a file nor a shipped robot; shipped: {', '.join(names)}{hint}"
+    )

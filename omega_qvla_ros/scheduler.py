@@ -18,8 +18,6 @@ from omega_qvla_ros.splines import nanoseconds, seconds
 
 MIN_GAP_PERIODS = 0.25
 """A step nearer than this to the switch is skipped: a knot that close would turn position noise into speed."""
-MIN_CHUNK_REMAINING_S = 0.1
-"""A chunk with less than this left is late: the arm would begin to brake before the next one can be there."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,17 @@ class ChunkScheduler:
         execution_horizon_steps: Steps between the observations of two inferences; 1 plans anew at every period.
         blend_time_s: Time from the committed motion to the new chunk.
         period_s: Step length of the policy.
+        min_remaining_s: A chunk with less than this left is late: the arm would begin to brake before the next one can
+            be there.
     """
 
-    def __init__(self, execution_horizon_steps: int, blend_time_s: float, period_s: float) -> None:
+    def __init__(
+        self, execution_horizon_steps: int, blend_time_s: float, period_s: float, min_remaining_s: float = 0.1
+    ) -> None:
         self.execution_horizon_steps = execution_horizon_steps
         self.blend_time_s = blend_time_s
         self._period_ns = nanoseconds(period_s)
+        self._min_remaining_s = min_remaining_s
         self._epoch = 0
         self._task = 0
         self._sequence = 0
@@ -175,8 +178,10 @@ class ChunkScheduler:
         ahead = times_ns >= switch_ns + int(MIN_GAP_PERIODS * period_ns)
         skipped = int(len(ahead) - ahead.sum())
         left_s = float(seconds(int(times_ns[-1]) - switch_ns))
-        if not ahead.any() or left_s < min(MIN_CHUNK_REMAINING_S, chunk.period_s * len(ahead) / 2.0):
-            self._drop("late", f"its last step is {left_s:.2f} s away; at least {MIN_CHUNK_REMAINING_S} s must be left")
+        if not ahead.any() or left_s < min(self._min_remaining_s, chunk.period_s * len(ahead) / 2.0):
+            self._drop(
+                "late", f"its last step is {left_s:.2f} s away; at least {self._min_remaining_s:g} s must be left"
+            )
         times_ns, targets = times_ns[ahead], chunk.actions[ahead]
         seam = np.abs(targets[0] - committed(int(times_ns[0])))
         weight = self._blend_weight(times_ns - now_ns)

@@ -76,7 +76,10 @@ class PolicySession:
         self._decode = decode
         self.guard = MotionGuard(contract)
         self.scheduler = ChunkScheduler(
-            options.execution_horizon_steps, options.blend_time_s, 1.0 / policy.spec.control_hz
+            options.execution_horizon_steps,
+            options.blend_time_s,
+            1.0 / policy.spec.control_hz,
+            contract.chunk.min_remaining_s,
         )
         self.motion = Motion(contract, self._binding, policy.spec.horizon, self.scheduler, self.guard)
         self.safety = SafetyState(options.max_consecutive_errors, options.retry_delay_s)
@@ -84,7 +87,9 @@ class PolicySession:
         self.worker: InferenceWorker[_Job] = InferenceWorker(self._infer, on_done)
         self.latency_s = Percentiles()
         self.reaction_s = Percentiles()
-        self.judge = ChunkJudge(policy.spec, self.safety, self.scheduler, self.latency_s)
+        self.judge = ChunkJudge(
+            policy.spec, self.safety, self.scheduler, self.latency_s, contract.safety.max_late_chunks
+        )
         self.ticks = TickMonitor(contract.period_s)
         self.noise_seed = options.noise_seed
         self._inferences = 0

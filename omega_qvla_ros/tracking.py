@@ -11,12 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from omega_qvla_ros.contract import JointLimits
-from omega_qvla_ros.splines import NS_PER_S
+from omega_qvla_ros.splines import NS_PER_S, nanoseconds
 
 TRACKING_TICKS = 4
 """The arm must be away from its command for so many control periods: one late joint state is no loss."""
-STALL_NS = 2 * NS_PER_S
-"""A joint that stands away from its command for so long is blocked; a servo's lag ends within a tenth of that."""
 STALL_ERROR_SHARE = 0.2
 """Share of ``max_tracking_error`` from which a standing joint counts as away (0.08 of 0.4 rad: more than friction)."""
 STALL_MOTION_SHARE = 0.05
@@ -31,11 +29,13 @@ class TrackingMonitor:
     Args:
         joint_names: Names in contract order.
         limits: ``max_tracking_error`` in rad or m.
+        stall_time_s: A joint that stands away from its command for so long is blocked.
     """
 
-    def __init__(self, joint_names: Sequence[str], limits: JointLimits) -> None:
+    def __init__(self, joint_names: Sequence[str], limits: JointLimits, stall_time_s: float) -> None:
         self._names = tuple(joint_names)
         self._limit = limits.max_tracking_error
+        self._stall_ns = nanoseconds(stall_time_s)
         self._lost_at: np.ndarray | None = None
         self.losses = 0
         """Losses since the arm last moved away from where it was lost."""
@@ -91,12 +91,12 @@ class TrackingMonitor:
         begins = away & ~stands
         self._stands_at = np.where(begins, measured, np.where(away, self._stands_at, np.nan))
         self._stands_since_ns = np.where(begins, stamp_ns, self._stands_since_ns)
-        blocked = np.flatnonzero(stands & (stamp_ns - self._stands_since_ns >= STALL_NS))
+        blocked = np.flatnonzero(stands & (stamp_ns - self._stands_since_ns >= self._stall_ns))
         if not len(blocked):
             return None
         joint = int(blocked[np.argmax((error / self._limit)[blocked])])
         return (
             f"joint {self._names[joint]!r} stands {error[joint]:.3f} away from its command for "
-            f"{STALL_NS / NS_PER_S:.0f} s (limit {STALL_ERROR_SHARE * self._limit[joint]:.3f}); is the controller "
+            f"{self._stall_ns / NS_PER_S:g} s (limit {STALL_ERROR_SHARE * self._limit[joint]:.3f}); is the controller "
             "active, is the arm blocked?"
         )

@@ -6,6 +6,7 @@ checked, so that a policy never runs with a random or half loaded tensor.
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import torch
@@ -45,7 +46,9 @@ def resolve_folder(path_or_name: str | Path) -> Path:
     shipped = ", ".join(shipped_policies()) or "none"
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; give the checkpoint's folder, or a shipped name ({shipped})")
-    raise CheckpointError(f"there is no checkpoint folder {str(path_or_name)!r}; shipped names: {shipped}")
+    near = difflib.get_close_matches(str(path_or_name), shipped_policies(), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise CheckpointError(f"there is no checkpoint folder {str(path_or_name)!r}; shipped names: {shipped}{hint}")
 
 
 def is_pack(folder: Path) -> bool:

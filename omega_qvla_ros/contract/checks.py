@@ -71,7 +71,7 @@ def _check_cameras(contract: RobotContract, where: str) -> None:
 def _check_sensors(contract: RobotContract, where: str) -> None:
     sensors, description = contract.sensors, contract.robot_description
     _relative(sensors.joint_states_topic, f"{where}.sensors.joint_states_topic")
-    for name in ("joint_states_timeout_s", "sync_tolerance_s", "max_future_stamp_s"):
+    for name in ("joint_states_timeout_s", "sync_tolerance_s", "max_future_stamp_s", "max_clock_skew_s"):
         _positive(getattr(sensors, name), f"{where}.sensors.{name}")
     if sensors.resume_after_samples < 1:
         raise ConfigError(f"{where}.sensors.resume_after_samples is {sensors.resume_after_samples}; at least 1")
@@ -122,6 +122,9 @@ def _check_numbers(contract: RobotContract, where: str) -> None:
         raise ConfigError(f"{where}.chunk.execution_horizon_steps is {chunk.execution_horizon_steps}; at least 1")
     if chunk.blend_time_s < 0:
         raise ConfigError(f"{where}.chunk.blend_time_s is {chunk.blend_time_s}; it must not be negative")
+    _positive(chunk.min_remaining_s, f"{where}.chunk.min_remaining_s")
+    if not limits.max_slowdown >= 1.0:
+        raise ConfigError(f"{where}.limits.max_slowdown is {limits.max_slowdown}; at least 1, which slows nothing down")
     if limits.reject_beyond_range is not None and limits.reject_beyond_range < 0:
         raise ConfigError(
             f"{where}.limits.reject_beyond_range is {limits.reject_beyond_range}; it must not be negative"

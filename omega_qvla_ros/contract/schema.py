@@ -53,6 +53,8 @@ class SensorContract:
             20 Hz.
         max_future_stamp_s: A stamp further ahead of the node's clock than this is dropped. Origin: the clocks of one
             host agree far better.
+        max_clock_skew_s: A stream whose stamps keep this far from the node's clock has another clock, or a delay that
+            no policy was trained with; activation is refused. Origin: twice the timeout of an image.
         resume_after_samples: Fresh samples that a stream must give after it was stale. Origin: a single one may be the
             last one of a dying stream.
     """
@@ -61,6 +63,7 @@ class SensorContract:
     joint_states_timeout_s: float = 0.1
     sync_tolerance_s: float = 0.05
     max_future_stamp_s: float = 0.05
+    max_clock_skew_s: float = 0.5
     resume_after_samples: int = 3
 
 
@@ -139,10 +142,13 @@ class LimitContract:
             is too high, and clamps positions; ``reject`` refuses the whole chunk.
         reject_beyond_range: With ``clamp`` and ``scale``, a target further outside than this fraction of the joint's
             range is no inaccuracy but a fault: the chunk is refused. ``null``: everything is clamped.
+        max_slowdown: ``scale`` slows a chunk down by at most this factor; one that would still be too fast is no plan
+            for this arm and is refused. Origin: at a quarter of its speed a chunk ends long after its successor came.
     """
 
     mode: Literal["clamp", "scale", "reject"] = "clamp"
     reject_beyond_range: float | None = 0.25
+    max_slowdown: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,8 @@ class ChunkContract:
         rate_hz: Rate of a chunk's steps, which is that of the checkpoint's training data. Not given: the control rate.
         execution_horizon_steps: Steps of a chunk after which the next inference starts.
         blend_time_s: Time over which a new chunk replaces the committed one.
+        min_remaining_s: A chunk of which less than this lies ahead is late and dropped; half of a short chunk is
+            enough. Origin: the arm would begin to brake before the next chunk can be there.
         method: ``blend``: chunks are planned freely and blended. ``rtc``: each is planned to continue the committed one
             (real-time chunking), and what is left of the difference is blended.
     """
@@ -160,6 +168,7 @@ class ChunkContract:
     rate_hz: float | None = None
     execution_horizon_steps: int = 4
     blend_time_s: float = 0.1
+    min_remaining_s: float = 0.1
     method: Literal["blend", "rtc"] = "blend"
 
 
@@ -174,6 +183,10 @@ class SafetyContract:
             real-time chunking engine.
         max_consecutive_errors: Failed inferences or refused chunks in a row that latch the arm. Origin: LeRobot's 10
             are too many for an arm.
+        max_late_chunks: Chunks in a row that come after their own end and latch: the policy is too slow for this robot.
+            Origin: LeRobot's engine gives up after as many unusable ones.
+        stall_time_s: A joint that stands away from its command for so long is blocked. Origin: a servo's lag ends
+            within a tenth of that.
         startup_warn_s: After this time without usable sensor data the state says which topic and what to check.
         start_timeout_s: A start that has not led to motion after this time is given up. Origin: as embodied-agents.
         stop_budget_s: Longest time from a stop, a deactivation or SIGINT to the last message. Origin: as rosetta.
@@ -185,6 +198,8 @@ class SafetyContract:
     inference_timeout_s: float = 2.0
     retry_delay_s: float = 0.5
     max_consecutive_errors: int = 3
+    max_late_chunks: int = 5
+    stall_time_s: float = 2.0
     startup_warn_s: float = 5.0
     start_timeout_s: float = 30.0
     stop_budget_s: float = 5.0

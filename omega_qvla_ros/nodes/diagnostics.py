@@ -72,6 +72,7 @@ def session_values(session: PolicySession, now_ns: int) -> dict[str, object]:
         "queue_depth_steps": math.ceil(motion.queue_s(now_ns) / session.contract.period_s - 1e-9),
         "chunks_dropped_late": scheduler.dropped["late"],
         "chunks_accepted": scheduler.accepted,
+        "chunks_slowed_down": counters.stretched,
         "steps_skipped": scheduler.skipped_steps,
         "trajectories_published": motion.counters.published,
         "trajectories_invalid": sum(motion.invalid.values()),
@@ -81,8 +82,10 @@ def session_values(session: PolicySession, now_ns: int) -> dict[str, object]:
     }
     values.update({f"chunks_dropped_{kind}": count for kind, count in scheduler.dropped.items()})
     values.update({f"chunks_rejected_{kind}": count for kind, count in counters.rejected.items()})
-    values.update({f"clamped_position.{name}": count for name, count in counters.clamped_position.items()})
-    values.update({f"clamped_velocity.{name}": count for name, count in counters.clamped_velocity.items()})
+    for kind in ("position", "velocity", "acceleration"):
+        clamped = getattr(counters, f"clamped_{kind}")
+        values.update({f"clamped_{kind}.{name}": count for name, count in clamped.items()})
+    values.update({f"rejected.{kind_and_joint}": count for kind_and_joint, count in counters.rejected_joints.items()})
     values.update({f"age_s.{topic}": age for topic, age in session.buffer.ages_s(now_ns).items()})
     values.update({f"dropped.{kind}": count for kind, count in session.buffer.counters.items()})
     return values

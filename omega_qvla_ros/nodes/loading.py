@@ -16,6 +16,7 @@ from omega_qvla_core.checkpoints.preflight import preflight
 from omega_qvla_core.checkpoints.weight_files import find_weights
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.policy_types import PolicySpec
+from omega_qvla_core.quant import set_backend
 from omega_qvla_core.runtime import Policy
 from omega_qvla_core.runtime.device_errors import free_device_memory, free_memory_bytes, is_out_of_memory
 from omega_qvla_core.runtime.weight_report import bytes_by_class, has_quantized_layers
@@ -40,10 +41,12 @@ class PolicyOptions:
     Attributes:
         device: ``cpu`` or ``cuda``.
         engine: ``auto`` or ``off``, see ``Policy``.
+        backend: ``auto``, or what multiplies the codes of quantized layers, see ``omega_qvla_core.kernels``.
     """
 
     device: str = "cpu"
     engine: str = "auto"
+    backend: str = "auto"
 
 
 MAX_INSTRUCTION_CHARACTERS = 1000
@@ -57,9 +60,21 @@ def load_policy(folder: Path, options: PolicyOptions) -> LoadedPolicy:
     """The loader of every shipped node.
 
     Raises:
-        OmegaQVLAError: The folder cannot be loaded; the message names it and the remedy.
+        OmegaQVLAError: The folder cannot be loaded, or the backend not be had; the message names it and the remedy.
     """
-    return Policy.load(folder, device=options.device, engine=options.engine)
+    if options.backend == "auto":
+        return Policy.load(folder, device=options.device, engine=options.engine)
+    # The CPU's engine asks every layer for its backend; a GPU's has products of its own.
+    on_cpu = options.device == "cpu"
+    if options.backend == "triton" and on_cpu:
+        raise ConfigError("backend 'triton' computes on an NVIDIA GPU; set device to cuda, or backend to auto")
+    policy = Policy.load(folder, device=options.device, engine=options.engine if on_cpu else "off")
+    if not has_quantized_layers(policy.model):
+        raise ConfigError(
+            f"backend is {options.backend!r}, but {policy.spec.name!r} holds no quantized layer; set it to auto"
+        )
+    set_backend(policy.model, options.backend)
+    return policy
 
 
 @dataclass(frozen=True)
@@ -113,7 +128,8 @@ def load(node: Node, contract: RobotContract, policy_loader: PolicyLoader) -> Lo
     weight_bytes = sum(file.stat().st_size for file in files)
     device = str(value(node, "device"))
     with _memory_guard(device, weight_bytes):
-        policy = policy_loader(folder, PolicyOptions(device=device, engine=str(value(node, "engine"))))
+        options = PolicyOptions(device, engine=str(value(node, "engine")), backend=str(value(node, "backend")))
+        policy = policy_loader(folder, options)
         spec = policy.spec
         check_policy(contract, spec)
         preflight(folder, requirements(contract)).require()

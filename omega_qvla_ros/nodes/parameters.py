@@ -18,6 +18,8 @@ from rclpy.parameter import Parameter
 
 from omega_qvla_core.envs.tabletop.seeds import ROS_EVALUATION
 
+QOS_OVERRIDES = "qos_overrides."
+"""Beginning of the names of ROS's own parameters for the quality of service of a topic."""
 Value = bool | int | float | str | list[str]
 
 
@@ -210,7 +212,7 @@ RECORDER_NODE = (
         "Folder of the bag; empty is the robot's name with the time. One that exists gets a number behind its name.",
         when=When.LIVE,
     ),
-    ParameterSpec("storage", "mcap", "File format of the bag: mcap or sqlite3."),
+    ParameterSpec("storage", "mcap", "File format of the bag.", choices=("mcap", "sqlite3")),
     ParameterSpec("policy_node", "policy_node", "Name of the policy node, relative to the namespace."),
     ParameterSpec("record_on_start", True, "Begin at once; false waits for ~/start."),
     ParameterSpec(
@@ -243,9 +245,25 @@ def declare(node: Node, specs: Sequence[ParameterSpec]) -> list[str]:
         node.declare_parameter(spec.name, spec.default, spec.descriptor())
     messages = [text for spec in specs if (text := spec.problem(node.get_parameter(spec.name).value))]
     for name in sorted(set(getattr(node, "_parameter_overrides", {}))):
-        if not node.has_parameter(name) and not name.startswith("qos_overrides."):
+        if not node.has_parameter(name) and not name.startswith(QOS_OVERRIDES):
             near = difflib.get_close_matches(name, [spec.name for spec in specs], n=1, cutoff=0.0)
             messages.append(f"unknown parameter {name!r}; did you mean {near[0]!r}?")
+    return messages
+
+
+def unused_qos_overrides(node: Node) -> list[str]:
+    """One message per given ``qos_overrides`` that no topic of the node took, with the nearest name that one would.
+
+    To be called when the node's topics are there: rclpy declares these parameters with them.
+    """
+    given = [name for name in getattr(node, "_parameter_overrides", {}) if name.startswith(QOS_OVERRIDES)]
+    taken = [name for name in node.get_parameters_by_prefix("") if name.startswith(QOS_OVERRIDES)]
+    messages = []
+    # Without simulated time nobody subscribes to the clock; a file for both cases is no mistake.
+    for name in sorted(set(given) - set(taken)):
+        if not name.startswith(f"{QOS_OVERRIDES}/clock."):
+            near = difflib.get_close_matches(name, taken, n=1, cutoff=0.0) or ["none"]
+            messages.append(f"parameter {name!r} belongs to no topic; did you mean {near[0]!r}?")
     return messages
 
 

@@ -183,6 +183,8 @@ class PolicyNode(GuardedLifecycleNode):
         intake = Intake(contract, loaded.image_size, session.buffer, session.notices, on_decoded=self._wake)
         sensors = SensorInputs(self, contract, intake, self._now, lambda now_ns: self._request(now_ns), incompatible)
         self._configured.append(sensors.destroy)
+        if unused := parameters.unused_qos_overrides(self):
+            raise ConfigError("; ".join(unused))
         self._configured.append(DebugOutputs(self, session, self._now, decode, urdf).destroy)
         self._set_control_rate()
         mode = "dry run, nothing is sent" if dry_run else f"outputs {', '.join(self._outputs.states())}"

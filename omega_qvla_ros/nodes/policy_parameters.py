@@ -27,6 +27,14 @@ POLICY_NODE = (
         choices=("auto", "off"),
     ),
     ParameterSpec(
+        "backend",
+        "auto",
+        "What multiplies the codes of quantized layers; on a GPU any but auto runs the model itself, without engine.",
+        "auto is the integer product of the CPU, or the engine's own; reference is slow and for comparisons",
+        when=When.CONFIGURE,
+        choices=("auto", "cpu", "reference", "triton"),
+    ),
+    ParameterSpec(
         "num_steps",
         0,
         "Denoise steps; 0 is the checkpoint's own number, any other that it was not made for is refused.",

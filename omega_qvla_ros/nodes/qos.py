@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,11 @@ DEBUG = QoSProfile(reliability=ReliabilityPolicy.BEST_EFFORT, history=HistoryPol
 
 OnIncompatible = Callable[[str, QoSPolicyKind], None]
 """Topic, the policy that does not fit."""
+
+
+def own(profile: QoSProfile) -> QoSProfile:
+    """A profile of one subscription's own: rclpy writes the overrides of a user into the object that it is given."""
+    return copy.copy(profile)
 
 
 def subscription_events(topic: str, on_incompatible: OnIncompatible) -> SubscriptionEventCallbacks:

@@ -27,7 +27,7 @@ from trajectory_msgs.msg import JointTrajectory
 from omega_qvla_core.errors import ConfigError, RecordingError
 from omega_qvla_ros.bags.recorder import BagRecorder, RecorderState
 from omega_qvla_ros.bags.topics import recorded_topics
-from omega_qvla_ros.bags.writer import STORAGES, RecordedTopic
+from omega_qvla_ros.bags.writer import RecordedTopic
 from omega_qvla_ros.contract import load_contract
 from omega_qvla_ros.nodes import diagnostics, parameters, process
 from omega_qvla_ros.resources import resolve_contract
@@ -58,8 +58,6 @@ class RecorderNode(Node):
         for message in parameters.declare(self, parameters.RECORDER_NODE):
             raise ConfigError(message)
         self._contract = load_contract(resolve_contract(str(self._value("contract"))))
-        if self._value("storage") not in STORAGES:
-            raise ConfigError(f"storage is {self._value('storage')!r}; it must be one of {', '.join(STORAGES)}")
         self._recorder: BagRecorder | None = None
         self._clock_stands = 0
         self._topics = [

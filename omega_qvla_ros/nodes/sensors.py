@@ -1,6 +1,7 @@
 """The subscriptions of a configured policy node: cameras, raw or compressed, and joint states.
 
-Callbacks check a header and store a message; decoding is other threads' work.
+Callbacks check a header and store a message; decoding is the work of other threads. A driver that offers something else
+can be met with the usual parameters ``qos_overrides.<topic>.subscription.<history|depth|reliability>``.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rclpy.node import Node
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from omega_qvla_ros.contract import RobotContract
@@ -48,8 +50,9 @@ class SensorInputs:
                     kind,
                     camera.topic,
                     lambda message, key=camera.key: self._image(key, message),
-                    qos.IMAGE,
+                    qos.own(qos.IMAGE),
                     event_callbacks=qos.subscription_events(camera.topic, on_incompatible),
+                    qos_overriding_options=QoSOverridingOptions.with_default_policies(),
                 )
             )
         topic = contract.sensors.joint_states_topic
@@ -58,8 +61,9 @@ class SensorInputs:
                 JointState,
                 topic,
                 self._joint_states,
-                qos.JOINT_STATE,
+                qos.own(qos.JOINT_STATE),
                 event_callbacks=qos.subscription_events(topic, on_incompatible),
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
         )
 

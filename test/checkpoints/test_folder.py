@@ -187,5 +187,7 @@ def test_shipped_names_resolve_and_are_listed(folder, tmp_path, monkeypatch):
     assert resolve_folder(folder) == folder
     with pytest.raises(CheckpointError, match=r"no checkpoint folder 'none_such'; shipped names: some_policy$"):
         resolve_folder("none_such")
+    with pytest.raises(CheckpointError, match="'some_polcy'; shipped names: some_policy; did you mean 'some_policy'"):
+        resolve_folder("some_polcy")
     with pytest.raises(CheckpointError, match="is a file; give the checkpoint's folder"):
         resolve_folder(folder / WEIGHTS_FILE)

@@ -41,6 +41,11 @@ def test_default_jump_is_one_and_a_half_periods_at_full_speed() -> None:
         ({"cameras": []}, "at least one camera"),
         ({"limits": {"mode": "ignore"}}, "must be one of clamp, scale, reject"),
         ({"chunk": {"blend_time": 0.1}}, "did you mean 'blend_time_s'"),
+        ({"chunk": {"min_remaining_s": 0.0}}, "chunk.min_remaining_s is 0.0; it must be greater than 0"),
+        ({"limits": {"max_slowdown": 0.5}}, "limits.max_slowdown is 0.5; at least 1"),
+        ({"safety": {"max_late_chunks": 0}}, "safety.max_late_chunks is 0; it must be greater than 0"),
+        ({"safety": {"stall_time": 1.0}}, "did you mean 'stall_time_s'"),
+        ({"sensors": {"max_clock_skew_s": -0.1}}, "sensors.max_clock_skew_s is -0.1; it must be greater than 0"),
         ({"chunk": {"execution_horizon_steps": 0}}, "execution_horizon_steps is 0"),
         ({"chunk": {"rate_hz": 0}}, "chunk.rate_hz is 0.0; it must be greater than 0"),
         ({"safety": {"inference_timeout_s": 0}}, "safety.inference_timeout_s is 0.0; it must be greater than 0"),
@@ -209,8 +214,10 @@ def test_resolve_contract_by_name_and_path(tmp_path) -> None:
     path = tmp_path / "mine.yaml"
     path.touch()
     assert resolve_contract(str(path)) == path
-    with pytest.raises(ConfigError, match="shipped: .*tabletop"):
+    with pytest.raises(ConfigError, match="shipped: .*tabletop.*; did you mean 'tabletop'"):
         resolve_contract("table_top")
+    with pytest.raises(ConfigError, match="shipped: .*xarm7_sim$"):
+        resolve_contract("nothing like it")
 
 
 def test_binding_maps_by_name() -> None:

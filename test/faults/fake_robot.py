@@ -102,6 +102,8 @@ class FakeRobot:
     ) -> None:
         self._time_ns = SIMULATION_START_NS if simulated else None
         self.paused = False
+        self.inactive = False
+        """The controller hears commands and ignores them."""
         self.context = Context()
         rclpy.init(context=self.context, args=[], domain_id=domain_id)
         self.node = Node("fake_robot", context=self.context, namespace=namespace or None)
@@ -155,6 +157,7 @@ class FakeRobot:
 
     def mend(self) -> None:
         """A good robot again."""
+        self.inactive = False
         self.front, self.wrist, self.joints = CameraFaults(), CameraFaults(), JointFaults()
         self.connect_controller()
 
@@ -262,9 +265,10 @@ class FakeRobot:
 
     def accept(self, trajectory: JointTrajectory) -> None:
         """Give the controller a trajectory, as a message or from an action's goal; callable from any thread."""
-        now_ns = self.now_ns
+        now_ns, refused = self.now_ns, None
         with self._accepting:
-            refused = self._executor.accept(trajectory, now_ns)
+            if not self.inactive:
+                refused = self._executor.accept(trajectory, now_ns)
         self.commands.append(Received(time.monotonic(), now_ns, trajectory, refused))
 
     def _on_status(self, message: DiagnosticStatus) -> None:

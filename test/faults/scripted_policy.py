@@ -17,6 +17,8 @@ import torch
 from omega_qvla_core.policy_types import ActionChunk, Observation, PolicySpec
 from omega_qvla_ros.nodes import loading, policy_node
 
+FAR_RAD = 0.3
+"""How far away the pose is that mode ``far`` asks for at once; the arm's ``max_jump`` is 0.4 rad."""
 STEP_RAD = 0.01
 """Per control period of 50 ms: 0.2 rad/s, a tenth of the arm's limit."""
 TURN_RAD = 0.4
@@ -100,6 +102,8 @@ class ScriptedPolicy:
         steps = np.arange(1, self.spec.horizon + 1)[:, None]
         actions = state[None, :] + steps * STEP_RAD * self._direction
         actions[:, -1] = gripper
+        if mode == "far":
+            actions[:, 0] = state[0] - np.copysign(FAR_RAD, state[0])
         if mode in ("nan", "inf"):
             actions[3, 1] = float(mode)
         if mode == "jump":

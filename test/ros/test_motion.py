@@ -200,7 +200,7 @@ def test_arm_that_does_not_follow_is_lost_with_joint_error_and_limit() -> None:
 
 def test_joint_that_stands_beside_its_command_is_blocked() -> None:
     """A policy that sees where the arm is keeps its command near it, so the error itself stays small."""
-    monitor = TrackingMonitor(NAMES, LIMITS)
+    monitor = TrackingMonitor(NAMES, LIMITS, 2.0)
     command, measured = np.array([0.1, 0.02]), np.array([0.0, 0.02])
     reasons = [monitor.check(T0 + k * PERIOD_NS, command, measured) for k in range(41)]
     assert reasons[:-1] == [None] * 40

@@ -10,8 +10,10 @@ import yaml
 from rclpy.context import Context
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from std_msgs.msg import String
 
-from omega_qvla_ros.nodes import parameters, policy_parameters
+from omega_qvla_ros.nodes import parameters, policy_parameters, qos
 from omega_qvla_ros.nodes.parameters import When
 from omega_qvla_ros.process_environment import free_domain_id
 from omega_qvla_ros.resources import config_file
@@ -81,6 +83,21 @@ def test_misspelt_parameter_is_named_with_the_nearest_one(context: Context) -> N
     made.destroy_node()
 
 
+@pytest.mark.parametrize(
+    ("table", "given", "words"),
+    [
+        ("recorder_node", {"storage": "mcab"}, "choose 'mcap' or 'sqlite3' (nearest: 'mcap')"),
+        ("policy_node", {"stamp_source": "heder"}, "choose 'header' or 'receive' (nearest: 'header')"),
+        ("policy_node", {"engine": "atuo"}, "choose 'auto' or 'off' (nearest: 'auto')"),
+    ],
+)
+def test_misspelt_choice_is_named_with_the_nearest_one(context: Context, table: str, given: dict, words: str) -> None:
+    made = node(context, **given)
+    (text,) = parameters.declare(made, TABLES[table])
+    assert words in text
+    made.destroy_node()
+
+
 def test_changes_at_the_wrong_time_and_bad_values_are_refused_with_a_reason(context: Context) -> None:
     made = node(context)
     parameters.declare(made, policy_parameters.POLICY_NODE)
@@ -102,4 +119,17 @@ def test_changes_at_the_wrong_time_and_bad_values_are_refused_with_a_reason(cont
     assert set_one("instruction", "") == "empty"
     assert set_one("instruction", "go") is None
     assert set_one("auto_activate", True) is not None  # read-only
+    made.destroy_node()
+
+
+def test_qos_override_is_taken_by_its_topic_and_a_misspelt_one_is_named(context: Context) -> None:
+    depth, typo = (f"qos_overrides./{topic}.subscription.depth" for topic in ("image", "imgae"))
+    made = node(context, **{depth: 7, typo: 3})
+    assert parameters.declare(made, policy_parameters.POLICY_NODE) == []  # judged when the topics are there
+    options = QoSOverridingOptions.with_default_policies()
+    heard = made.create_subscription(
+        String, "image", lambda _: None, qos.own(qos.IMAGE), qos_overriding_options=options
+    )
+    assert parameters.unused_qos_overrides(made) == [f"parameter {typo!r} belongs to no topic; did you mean {depth!r}?"]
+    assert heard.qos_profile.depth == 7 and qos.IMAGE.depth == 1
     made.destroy_node()

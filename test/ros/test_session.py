@@ -14,7 +14,6 @@ from session_rig import DEADLINE_S, NAMES, FakePolicy, Rig
 from omega_qvla_core.errors import ConfigError, InstructionError
 from omega_qvla_core.noise import inference_seed
 from omega_qvla_ros import jtc
-from omega_qvla_ros.chunk_judge import MAX_LATE_CHUNKS
 from omega_qvla_ros.guard import State
 from omega_qvla_ros.motion import HOLD_REPEATS
 from omega_qvla_ros.session import PolicySession, SessionOptions
@@ -169,7 +168,7 @@ def test_slow_inference_runs_the_plan_out_smoothly_and_resumes(rig: Rig) -> None
 
 
 def test_policy_that_is_always_late_is_latched_with_numbers(rig: Rig) -> None:
-    for _ in range(MAX_LATE_CHUNKS):
+    for _ in range(toy_contract().safety.max_late_chunks):
         rig.policy.block = threading.Event()
         while not rig.session.worker.busy:
             rig.tick()

@@ -93,7 +93,8 @@ def without_some_tensors(folder: Path, target: Path) -> Path:
 def test_fault_38_policy_that_is_not_quantized_is_refused_where_it_must_be(stage: Stage) -> None:
     unconfigure(stage)
     stage.set("require_quantization", True, False)
-    check_configure_fails(stage, "quantiz")
+    message = check_configure_fails(stage, "require_quantization is set")
+    assert "(quantization 'none') holds no quantized layer" in message and "omega-qvla quantize" in message
 
 
 def test_fault_39_start_without_a_controller_is_refused_and_one_that_goes_holds(stage: Stage) -> None:
@@ -108,6 +109,24 @@ def test_fault_39_start_without_a_controller_is_refused_and_one_that_goes_holds(
     assert not refused.success and "joint_trajectory" in refused.message
     stage.robot.connect_controller()
     stage.graph.wait(lambda: stage.graph.trigger(f"{NAME}/start").success, "the start with a controller")
+    stage.wait_moving()
+
+
+def test_fault_39_controller_that_is_there_and_inactive_is_found_by_the_arm_that_stands(stage: Stage) -> None:
+    """It subscribes and ignores what it hears, as a joint_trajectory_controller does. Held, tried again, latched."""
+    at_s = time.monotonic()
+    stage.script.write(mode="far")
+    stage.robot.inactive = True
+    held = stage.wait_state("HOLD", "is the controller active", at_s)
+    latched = stage.wait_state("LATCHED", "3 tracking losses in a row", held.at_s)
+    assert "joint 'joint_1' " in latched.reasons
+    count = len(stage.robot.commands)
+    stage.spin(1.0)
+    assert len(stage.robot.commands) <= count + 3  # the hold, then silence
+    stage.script.write()
+    stage.robot.inactive = False
+    assert stage.graph.trigger(f"{NAME}/reset_fault").success
+    stage.wait_state("OK", since_s=time.monotonic())
     stage.wait_moving()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import numpy as np
@@ -132,7 +133,8 @@ def test_fault_32_cold_start_is_spent_in_configure_and_idle_time_costs_nothing(s
     count, at_s = stage.script.inferences, time.monotonic()
     assert stage.graph.transition("configure")
     assert time.monotonic() - at_s >= 1.5 and stage.script.inferences == count
-    assert "1500 ms per inference" in stage.policy.log_text() or "150" in stage.policy.log_text()
+    said_ms = [int(number) for number in re.findall(r"(\d+) ms per inference", stage.policy.log_text())]
+    assert said_ms[-1] >= 1500
     stage.script.write()
     assert stage.graph.transition("activate")
     stage.wait_moving()

@@ -170,3 +170,17 @@ def test_fault_50_publisher_with_the_wrong_qos_is_an_error_with_its_topic(stage:
         assert any(key.startswith("qos_incompatible.") and "instruction" in key for key in stage.report())
     finally:
         stage.graph.node.destroy_publisher(publisher)
+
+
+def test_fault_50_camera_that_a_reliable_subscription_cannot_hear_is_an_error_with_its_topic(
+    make_stage: Callable[..., Stage],
+) -> None:
+    """The matrix's own case, which takes somebody who overrides the default of best effort."""
+    stage = make_stage()
+    override = {"qos_overrides./front/image_raw.subscription.reliability": "reliable"}
+    policy = stage.start_policy(**override)
+    words = "incompatible QoS on 'front/image_raw' (reliability)"
+    stage.wait(lambda: any("[ERROR]" in line and words in line for line in policy.log_text().splitlines()), "the error")
+    stage.wait_state("HOLD", "front/image_raw")
+    assert int(stage.report()["qos_incompatible.front/image_raw"]) >= 1
+    assert stage.robot.commands == [] and stage.script.inferences == 0

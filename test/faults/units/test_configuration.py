@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import re
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import rclpy
+import torch
 import yaml
 from rclpy.context import Context
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from robot_fixtures import contract_dict, toy_contract, toy_spec
@@ -22,6 +28,7 @@ from omega_qvla_core.runtime.policy import Policy
 from omega_qvla_core.runtime.random_policy import random_policy
 from omega_qvla_ros.contract import check_policy, contract_from_dict, load_contract
 from omega_qvla_ros.nodes import loading, parameters, policy_parameters
+from omega_qvla_ros.nodes.policy_node import PolicyNode
 from omega_qvla_ros.process_environment import free_domain_id
 from omega_qvla_ros.resources import config_file
 
@@ -83,6 +90,68 @@ def test_fault_36_missing_file_is_refused_by_name(folder: Path) -> None:
     (folder / STATISTICS).unlink()
     with pytest.raises(OmegaQVLAError, match=STATISTICS):
         Policy.load(folder)
+
+
+def refused_node(context: Context, folder: Path, loader: loading.PolicyLoader, **parameters: object) -> PolicyNode:
+    """A policy node whose configure has failed."""
+    given = [Parameter(name, value=value) for name, value in {"checkpoint": str(folder), **parameters}.items()]
+    made = PolicyNode(context=context, policy_loader=loader, parameter_overrides=given)
+    assert made.trigger_configure() is TransitionCallbackReturn.FAILURE
+    return made
+
+
+def test_fault_30_what_was_loaded_before_the_memory_ran_out_is_freed(context: Context, saved: Path) -> None:
+    """The policy is there when its first inference finds no room; nothing may keep it, not even the error's trace."""
+    loaded: list[weakref.ref] = []
+    full = True
+
+    def warm_up() -> float:
+        if full:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return 0.1
+
+    def load(folder: Path, options: loading.PolicyOptions) -> Policy:
+        policy = loading.load_policy(folder, options)
+        policy.warm_up = warm_up
+        loaded.append(weakref.ref(policy.model))
+        return policy
+
+    made = refused_node(context, saved, load)
+    assert "not enough memory" in made._reporter.configure_error
+    gc.collect()
+    assert loaded[0]() is None
+    full = False
+    assert made.trigger_configure() is TransitionCallbackReturn.SUCCESS and loaded[1]() is not None
+    made.trigger_cleanup()
+    gc.collect()
+    assert loaded[1]() is None
+    made.destroy_node()
+
+
+def test_fault_38_policy_that_calls_itself_quantized_and_is_not_is_refused(context: Context, saved: Path) -> None:
+    """A load that fell back to full precision; the message has the bytes by class of layer."""
+
+    def fall_back(folder: Path, options: loading.PolicyOptions) -> Policy:
+        policy = loading.load_policy(folder, options)
+        policy.spec = replace(policy.spec, quantization="w4a4")
+        return policy
+
+    made = refused_node(context, saved, fall_back, require_quantization=True)
+    error = made._reporter.configure_error
+    assert "require_quantization is set" in error and "(quantization 'w4a4') holds no quantized layer" in error
+    assert re.search(r"Linear \d+ B", error), error
+    made.destroy_node()
+
+
+def test_fault_38_bytes_of_a_pack_are_reported_by_class_of_layer(context: Context) -> None:
+    given = [Parameter("checkpoint", value="tabletop_w4a4"), Parameter("require_quantization", value=True)]
+    made = PolicyNode(context=context, parameter_overrides=given)
+    assert made.trigger_configure() is TransitionCallbackReturn.SUCCESS
+    values = {pair.key: pair.value for pair in made._reporter._full_status(1).values}
+    sizes = {key: int(size) for key, size in values.items() if key.startswith("weights_bytes.")}
+    assert sizes["weights_bytes.QuantizedSite"] > 0 and int(values["weights_bytes"]) > 0
+    made.trigger_cleanup()
+    made.destroy_node()
 
 
 @pytest.mark.parametrize("keys", [("front",), ("front", "wrist", "side"), ("front", "hand")])

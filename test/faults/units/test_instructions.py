@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import rclpy
+from rclpy.context import Context
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from session_rig import Rig
 from std_msgs.msg import String
 
@@ -13,7 +18,8 @@ from omega_qvla_core.policy_types import Observation
 from omega_qvla_core.runtime.policy import Policy
 from omega_qvla_core.runtime.random_policy import random_policy
 from omega_qvla_ros.guard import State
-from omega_qvla_ros.nodes import loading
+from omega_qvla_ros.nodes.policy_node import PolicyNode
+from omega_qvla_ros.process_environment import free_domain_id
 
 LONG = "touch the red cube " * 550
 """10 kB."""
@@ -32,6 +38,20 @@ def rig() -> Iterator[Rig]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def node(checkpoint: Path) -> Iterator[PolicyNode]:
+    """A configured policy node that nobody spins."""
+    context = Context()
+    rclpy.init(context=context, args=[], domain_id=free_domain_id(71))
+    given = {"checkpoint": str(checkpoint), "instruction": "go"}
+    made = PolicyNode(context=context, parameter_overrides=[Parameter(key, value=given[key]) for key in given])
+    assert made.trigger_configure() is TransitionCallbackReturn.SUCCESS
+    yield made
+    made.trigger_shutdown()
+    made.destroy_node()
+    rclpy.try_shutdown(context=context)
+
+
 def told(policy: Policy, rig: Rig, text: str) -> None:
     """Run the session with the real policy's own reading of the instruction."""
 
@@ -46,10 +66,27 @@ def told(policy: Policy, rig: Rig, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "\t\n", "\u3000"])
-def test_fault_17_empty_instruction_is_refused_and_the_old_one_stays(rig: Rig, text: str) -> None:
-    problem = loading.instruction_problem(text)
-    assert problem is not None and "empty instruction is refused" in problem
-    assert rig.session.instruction == "go"
+def test_fault_17_empty_instruction_is_refused_and_the_old_one_stays(
+    node: PolicyNode, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    session = node._session
+    assert session is not None and session.instruction == "go"
+    task = session.scheduler.task
+    capfd.readouterr()
+    node._operation._on_instruction(String(data=text))  # the topic's callback
+    warnings = [line for line in "".join(capfd.readouterr()).splitlines() if "instruction ignored" in line]
+    assert len(warnings) == 1 and "[WARN]" in warnings[0] and "an empty instruction is refused" in warnings[0]
+    result = node.set_parameters([Parameter("instruction", value=text)])[0]
+    assert not result.successful and "an empty instruction is refused" in result.reason
+    assert (session.instruction, session.scheduler.task) == ("go", task)
+    assert node.get_parameter("instruction").value == "go"
+
+
+def test_fault_17_topic_with_words_is_taken(node: PolicyNode) -> None:
+    """Otherwise the test above would hold for a topic that nobody hears."""
+    for text in ("wave", "go"):
+        node._operation._on_instruction(String(data=text))
+        assert node._session is not None and node._session.instruction == text
 
 
 def test_fault_17_session_without_an_instruction_never_moves() -> None:
@@ -57,6 +94,7 @@ def test_fault_17_session_without_an_instruction_never_moves() -> None:
     rig.session.instruction = ""
     assert rig.run(30) == [None] * 30 and rig.policy.seen == []
     assert rig.state is State.DEGRADED and "no instruction yet" in rig.session.safety.reasons[0]
+    assert "no instruction" in rig.session.start_refusal()
     rig.close()
 
 

@@ -124,6 +124,16 @@ def test_fault_23_jump_beyond_the_limit_is_refused_and_holds(rig: Rig) -> None:
     assert rig.speed == 0.0 and abs(rig.position()[0] - before) < 0.2
 
 
+def test_fault_22_scale_mode_clamps_positions_and_refuses_what_is_far_outside() -> None:
+    guard = MotionGuard(with_mode("scale"))
+    assert dense(limited(guard, ramp(0.85, 0.05), start=0.85))[0][:, 0].max() <= 1.0 + 1e-9
+    assert guard.counters.clamped_position["shoulder"] == 1
+    beyond = ramp(1.0, 0.0)
+    beyond[3, 0] = 1.51
+    with pytest.raises(ChunkRejected, match="'shoulder' is outside"):
+        limited(guard, beyond, start=1.0)
+
+
 @pytest.mark.parametrize("step", [0.11, 0.14])
 def test_fault_24_speed_over_the_limit_inside_a_chunk_is_never_passed_silently(step: float) -> None:
     """2.2 and 2.8 rad/s where 2.0 are allowed."""
@@ -133,6 +143,30 @@ def test_fault_24_speed_over_the_limit_inside_a_chunk_is_never_passed_silently(s
     assert guard.counters.clamped_velocity["shoulder"] == 1
     with pytest.raises(ChunkRejected, match="'shoulder' would move at"):
         limited(MotionGuard(with_mode("reject")), ramp(-0.9, step), start=-0.9)
+
+
+@pytest.mark.parametrize("step", [0.11, 0.14])
+def test_fault_24_scale_mode_takes_longer_for_a_chunk_that_is_too_fast(step: float) -> None:
+    guard = MotionGuard(with_mode("scale"))
+    plan = limited(guard, ramp(-0.9, step), start=-0.9)
+    positions, speeds, accelerations = dense(plan)
+    assert plan.end_ns > targets(ramp(-0.9, step))[0][-1] and guard.counters.stretched == 1
+    assert np.abs(speeds[:, 0]).max() <= 2.0 + 1e-6 and np.abs(accelerations[:, 0]).max() <= 10.0 * (1 + 1e-3)
+    assert positions[-1, 0] > -0.9 + 6 * step  # the same way, later
+
+
+@pytest.mark.parametrize("mode", ["clamp", "scale", "reject"])
+def test_fault_24_acceleration_over_the_limit_inside_a_chunk_is_never_passed_silently(mode: str) -> None:
+    """To and fro by 0.04 rad in every period: slow enough, but 64 rad/s^2 where 10 are allowed."""
+    guard, shaking = MotionGuard(with_mode(mode)), ramp(0.0, 0.0)
+    shaking[::2, 0] = 0.04
+    if mode == "reject":
+        with pytest.raises(ChunkRejected, match="'shoulder' would accelerate with .* the limit is 10.000/s.2"):
+            limited(guard, shaking)
+        return
+    accelerations = dense(limited(guard, shaking))[2]
+    assert np.abs(accelerations[:, 0]).max() <= 10.0 * (1 + 1e-3)
+    assert guard.counters.clamped_acceleration["shoulder"] == 1 or guard.counters.stretched == 1
 
 
 def plain(*points: TrajectoryPoint, stamp_ns: int = T0) -> JointTrajectory:
