@@ -21,8 +21,6 @@ from omega_qvla_core.commands.console import ProgressBar, console, progress_bar,
 from omega_qvla_core.envs.tabletop.seeds import ROS_EVALUATION
 from omega_qvla_core.evaluate.statistics import wilson_interval
 from omega_qvla_core.evaluate.video import Clip, write_contact_sheet, write_video
-from omega_qvla_core.quant.report import in_scope_bytes
-from omega_qvla_core.runtime import Policy
 from omega_qvla_ros.nodes.episode_runner_node import EpisodeRecord, EpisodeRequest, episode_requests, run_episodes
 from omega_qvla_ros.process_environment import enter_ros_environment, free_domain_id, ros_environment
 from omega_qvla_ros.processes import NodeProcess, exit_on_signals, first_failure, running
@@ -106,8 +104,16 @@ def run_policy(policy: str, requests: Sequence[EpisodeRequest], logs: Path, bar:
             failure=lambda: first_failure(nodes),
         )
     rejected = sum(record.rejected_trajectories for record in run.records)
-    weight_bytes = in_scope_bytes(Policy.load(policy))
-    return PolicyRun(policy, run.records, clips, dict(run.policy), dict(run.bridge), rejected, weight_bytes)
+    return PolicyRun(policy, run.records, clips, dict(run.policy), dict(run.bridge), rejected, weight_bytes(policy))
+
+
+def weight_bytes(policy: str) -> int:
+    """Bytes of the weights that the quantizer is for."""
+    # torch takes seconds to import: only when the nodes, which need the processor at their start, have run.
+    from omega_qvla_core.quant.report import in_scope_bytes
+    from omega_qvla_core.runtime import Policy
+
+    return in_scope_bytes(Policy.load(policy))
 
 
 def summary_table(runs: Sequence[PolicyRun]) -> Table:

@@ -41,11 +41,16 @@ class NodeProcess:
         self.log = log
         arguments = [*_parameter_arguments(parameters or {}), *_remapping_arguments(remappings or {})]
         command = [sys.executable, "-m", module, *(["--ros-args", *arguments] if arguments else [])]
-        with log.open("wb") as stream:
+        log.write_bytes(b"")
+        self._process = self._start(command, dict(environment), log)
+
+    @staticmethod
+    def _start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen:
+        with log.open("ab") as stream:
             # A session of its own: Ctrl-C in the terminal reaches the parent alone, which then stops nodes in order.
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 command,
-                env=dict(environment),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,

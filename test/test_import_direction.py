@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,11 @@ def test_core_imports_point_downwards(path: Path):
     parts = {name.split(".")[1] for name in modules if name.startswith(f"{CORE}.")}
     upwards = sorted(part for part in parts & _RANK.keys() if own in _RANK and _RANK[part] > _RANK[own])
     assert not upwards, f"{path} imports {', '.join(upwards)}, which build on {own}"
+
+
+def test_simulator_recorder_and_bags_do_not_import_torch():
+    """They run beside the policy on the robot's processor; torch costs each seconds of its start and 200 MB."""
+    modules = [f"{ROS}.nodes.mujoco_bridge_node", f"{ROS}.nodes.recorder_node", f"{ROS}.bags.playback", f"{ROS}.demo"]
+    script = f"import sys, {', '.join(modules)}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.strip() == "False", done.stdout + done.stderr

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from omega_qvla_core.errors import ConfigError
+from omega_qvla_core.models.empty import on_meta_device
 from omega_qvla_core.models.gr00t_config import Gr00tConfig
 from omega_qvla_core.models.gr00t_n15 import Gr00tN15
 from omega_qvla_core.models.pi05 import Pi05
@@ -58,7 +58,7 @@ def build_empty(config: ModelConfig, where: str) -> nn.Module:
         ConfigError: If the sizes are beyond what a tensor can have.
     """
     try:
-        with torch.device("meta"):
+        with on_meta_device():
             return build_model(config)
     except (TypeError, RuntimeError, OverflowError) as error:
         reason = str(error).splitlines()[0]

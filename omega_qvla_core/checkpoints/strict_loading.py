@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from omega_qvla_core.checkpoints.tensor_names import model_names
 from omega_qvla_core.checkpoints.weight_files import FLOATS, WeightFiles
 from omega_qvla_core.errors import CheckpointError, ConfigError
+from omega_qvla_core.models.empty import on_meta_device
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -101,7 +102,7 @@ def load_model(build: Callable[[], Model], weights: WeightFiles, family: str, dt
     Raises:
         CheckpointError: See ``matching_names``; or a file was damaged since its header was read.
     """
-    with torch.device("meta"):
+    with on_meta_device():
         model = build()
     names = matching_names(model.state_dict(), weights, family)
     owners = {file_name: name for name, file_name in names.items()}

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from omega_qvla_core.checkpoints.preflight import RobotRequirements
 from omega_qvla_core.errors import ConfigError
-from omega_qvla_core.policy_types import PolicySpec
+from omega_qvla_core.policy_types import PolicySpec, RobotRequirements
 from omega_qvla_ros.contract.joints import JointConversion, conversion
 from omega_qvla_ros.contract.schema import RobotContract
 

@@ -1,6 +1,8 @@
 """Rollouts end, are resumable and paired; the shipped policy and its pack really do the task."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -48,12 +50,21 @@ def test_colours_rotate_and_noise_seeds_differ():
     assert len({inference_seed(seed, i) for seed in range(10) for i in range(10)}) == 100
 
 
-def test_runs_resume_where_they_were(tmp_path):
-    policy = tmp_path / "policy"
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory):
+    """(row, folder with its policy and ``results.jsonl``, results) of one seed: a process that imports torch."""
+    folder = tmp_path_factory.mktemp("run")
+    policy = folder / "policy"
     random_policy().save(policy)
-    file = tmp_path / "results.jsonl"
-    rows, seeds = [Row("random", str(policy), row_source(str(policy), 16))], VALIDATION[:2]
-    first = run_rows(rows, ["touch"], seeds[:1], file, processes=1, execute_steps=16)
+    row = Row("random", str(policy), row_source(str(policy), 16))
+    found = run_rows([row], ["touch"], VALIDATION[:1], folder / "results.jsonl", processes=1, execute_steps=16)
+    return row, folder, found
+
+
+def test_runs_resume_where_they_were(one_run, tmp_path):
+    row, folder, first = one_run
+    rows, seeds = [row], VALIDATION[:2]
+    file = Path(shutil.copy(folder / "results.jsonl", tmp_path))
     with file.open("a", encoding="utf-8") as stream:
         stream.write('{"row": "rand')  # an interrupted write
     done = []
@@ -77,12 +88,11 @@ def test_results_are_plain_json(env):
     assert json.loads(json.dumps(result.to_json()))["seed"] == VALIDATION[1]
 
 
-def test_results_of_other_weights_or_settings_are_never_taken_for_these(tmp_path):
-    policy = tmp_path / "policy"
-    random_policy().save(policy)
-    file = tmp_path / "results.jsonl"
-    row = Row("random", str(policy), row_source(str(policy), 16))
-    run_rows([row], ["touch"], VALIDATION[:1], file, processes=1, execute_steps=16)
+def test_results_of_other_weights_or_settings_are_never_taken_for_these(one_run, tmp_path):
+    row, folder, _ = one_run
+    policy = Path(shutil.copytree(folder / "policy", tmp_path / "policy"))
+    assert row_source(str(policy), 16) == row.source
+    file = Path(shutil.copy(folder / "results.jsonl", tmp_path))
     kept = file.read_text()
     other = Row("random", str(policy), row_source(str(policy), 8))
     with pytest.raises(ConfigError, match="other weights or settings"):

@@ -9,6 +9,7 @@ from omega_qvla_ros.process_environment import enter_ros_environment, free_domai
 enter_ros_environment(free_domain_id())
 
 from graph_fixtures import Graph  # noqa: E402 - needs the environment above
+from node_forks import ForkedNode  # noqa: E402
 
 from omega_qvla_core.runtime.random_policy import random_policy  # noqa: E402
 
@@ -16,7 +17,7 @@ from omega_qvla_core.runtime.random_policy import random_policy  # noqa: E402
 @pytest.fixture
 def graph(tmp_path):
     """Processes and a node of the test on a ROS graph of their own; ended afterwards."""
-    made = Graph(tmp_path)
+    made = Graph(tmp_path, ForkedNode)
     yield made
     made.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from graph_fixtures import BRIDGE, DEADLINE_S, POLICY, Graph
+from node_forks import ForkedNode
 
 from omega_qvla_core.envs.tabletop import COLOURS, KINDS, Task
 from omega_qvla_core.runtime.random_policy import random_policy
@@ -34,7 +35,7 @@ def test_episodes_run_one_after_the_other(domain: int, tmp_path) -> None:
     random_policy().save(tmp_path / "random")
     environment = ros_environment(domain, threads=1)
     bridge = NodeProcess(BRIDGE, environment, tmp_path / "bridge.log", {"episode_limit_s": 1.0, "overview": True})
-    policy = NodeProcess(
+    policy = ForkedNode(
         POLICY,
         environment,
         tmp_path / "policy.log",
@@ -75,7 +76,7 @@ def test_episodes_run_one_after_the_other(domain: int, tmp_path) -> None:
 
 
 def test_failed_configuration_of_the_policy_is_reported(domain: int, tmp_path) -> None:
-    policy = NodeProcess(
+    policy = ForkedNode(
         POLICY, ros_environment(domain), tmp_path / "policy.log", {"checkpoint": "nowhere", "auto_activate": True}
     )
     try:

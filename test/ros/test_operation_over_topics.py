@@ -90,6 +90,7 @@ def test_dry_run_sends_nothing_to_the_arm(graph: Graph, checkpoint: str) -> None
     graph.start_policy(checkpoint=checkpoint, use_sim_time=False, auto_activate=True, dry_run=True)
     graph.wait(lambda: len(shown) > 20, "the motion that would be")
     assert graph.commands == [] and graph.node.count_publishers("joint_trajectory") == 0
+    graph.wait(graph.policy, "the node's report")
     assert graph.policy()["dry_run"] == "True"
 
 
@@ -128,6 +129,7 @@ def test_both_nodes_in_one_process(graph: Graph, checkpoint: str) -> None:
         },
     )
     graph.wait(lambda: graph.joints and graph.arm_speed() > 0.05, "the arm moves")
+    graph.wait(lambda: graph.policy() and graph.bridge(), "both reports")
     assert graph.policy()["state"] in ("OK", "DEGRADED") and graph.bridge()["trajectories_rejected"] == "0"
     process.send(signal.SIGINT)
     graph.wait(lambda: process.returncode is not None, "the end of the process")
