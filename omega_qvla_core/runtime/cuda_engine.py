@@ -31,8 +31,8 @@ def build(model: nn.Module, untried: bool = False) -> CudaEngine:
     Args:
         model: As for ``CudaEngine``, on its device.
         untried: Also take the keypoint encoder, with which no arm has been driven on a GPU. Benches and tests do. A
-            robot must not: its weights are float32, the engine computes in bfloat16, and that moved single 4-bit actions
-            by up to 0.5 (normalised units) on an H100.
+            robot must not: its weights are float32, the engine computes in bfloat16, and that moved single actions of
+            the 4-bit policy by up to 0.5 (normalised units) on an H100.
 
     Raises:
         EngineError: The package triton is missing, the GPU is too old, the kernels do not compute this model, or no arm
