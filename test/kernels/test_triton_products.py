@@ -12,7 +12,7 @@ from triton_cases import DEVICE, FLOAT, largest_difference, random_codes, random
 
 from omega_qvla_core.kernels import GroupedWeight
 from omega_qvla_core.kernels.reference import dequantize
-from omega_qvla_core.kernels.triton_kernels import large_gemm, numerics, small_gemm
+from omega_qvla_core.kernels.triton_kernels import large_gemm, launch, numerics, small_gemm
 from omega_qvla_core.kernels.triton_kernels.launch import (
     Blocks,
     Joining,
@@ -57,6 +57,20 @@ def test_triton_shares_of_k_add_up_to_the_product(group, bits):
     small_linear(codes, scales, prepared, parts, small_gemm.PARTIAL)
     found = parts.sum(dim=0)[:, :80]
     assert largest_difference(found, expected_product(codes, scales, weight)) < 1e-6
+
+
+def test_triton_programs_of_two_tiles_write_the_shares_that_programs_of_one_do(monkeypatch):
+    """Where a weight has many rows, a program owns two tiles of them."""
+    weight, codes, scales = small_weight(random_weight(256, 256, 64)), random_codes(TOKENS, 256), scales_of(4)
+    shared = []
+    for programs in (1000, 4):
+        out = torch.zeros(2, TOKENS, 256, device=DEVICE)
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, "_PROGRAMS", programs)
+            small_linear(codes, scales, weight, out, small_gemm.PARTIAL)
+        shared.append(out)
+    assert shared[0].abs().amin(dim=2).max() > 0
+    assert torch.equal(shared[0], shared[1])
 
 
 def test_triton_float_weight_is_a_plain_product_with_bias():
