@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 def on_meta_device() -> Iterator[None]:
     """Modules that are made inside have weights without memory, and nothing is drawn for them.
 
-    For normally distributed numbers on the meta device torch imports its compiler: two seconds of every first load.
+    For normally distributed numbers on the meta device, and for products of them with a number, torch imports its
+    compiler: two seconds of every first load. So models draw with ``nn.init.normal_`` and scale in place.
     """
     with torch.device("meta"), _NothingDrawn():
         yield

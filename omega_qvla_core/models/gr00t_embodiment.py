@@ -15,7 +15,7 @@ class EmbodimentLinear(nn.Module):
 
     def __init__(self, count: int, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.W = nn.Parameter(0.02 * torch.randn(count, in_features, out_features))
+        self.W = nn.Parameter(nn.init.normal_(torch.empty(count, in_features, out_features)).mul_(0.02))
         self.b = nn.Parameter(torch.zeros(count, out_features))
 
     def forward(self, x: Tensor, embodiment: Embodiment) -> Tensor:

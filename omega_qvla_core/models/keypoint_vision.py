@@ -104,7 +104,7 @@ class CameraEncoder(nn.Module):
         self.conv3 = nn.Conv2d(c2, c3, 3, stride=2, padding=1)
         merge = config.image_size // 8 // GRID
         self.patch = nn.Conv2d(c3, width, merge, stride=merge)
-        self.position = nn.Parameter(torch.randn(GRID * GRID, width) * 0.02)
+        self.position = nn.Parameter(nn.init.normal_(torch.empty(GRID * GRID, width)).mul_(0.02))
         self.fine = KeypointReader(c2, config.image_size // 4, width, config)
         self.coarse = KeypointReader(c3, config.image_size // 8, width, config)
         self.keypoint = nn.Linear(self.fine.out_dim + self.coarse.out_dim, width)

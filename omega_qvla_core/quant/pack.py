@@ -23,6 +23,7 @@ from omega_qvla_core.checkpoints.description import CONFIG_FILE, PolicyDescripti
 from omega_qvla_core.checkpoints.families import ModelConfig, build_model
 from omega_qvla_core.checkpoints.folder import PACK_FILE, resolve_folder
 from omega_qvla_core.errors import ConfigError, PackError
+from omega_qvla_core.models.empty import on_meta_device
 from omega_qvla_core.quant.linear import quantized_sites, replace_linears
 from omega_qvla_core.quant.parts import StoredPart, build_part, replace_module, stored_parts
 from omega_qvla_core.quant.policy import tensors_hash
@@ -243,7 +244,7 @@ def model_without_weights(config: ModelConfig) -> nn.Module:
 
     Where a module computes a buffer of its own at its start (the keypoint encoder), the model is built for real.
     """
-    with torch.device("meta"):
+    with on_meta_device():
         model = build_model(config)
     stored = model.state_dict().keys()
     own = [name for name, _ in model.named_buffers() if name not in stored]
