@@ -206,7 +206,7 @@ class MujocoBridgeNode(Node):
             self._deaf_until_ns = self._now_ns + AUTO_RESET_DEAF_NS
 
     def _reset(self, seed: int, task: Task) -> str:
-        """Start an episode; returns its description as JSON."""
+        """Start an episode; returns its description as JSON, with the time: later joint states are of the new pose."""
         self.env.reset(seed, task)
         with self._lock:
             number = self._episodes
@@ -214,7 +214,7 @@ class MujocoBridgeNode(Node):
             self._episode = Episode(number, seed, task, task.wording(seed), self._now_ns)
             self._controller.hold(self.env.joint_positions())
         self.get_logger().info(f"episode {number}: seed {seed}, {task}: {self._episode.instruction!r}")
-        return json.dumps(self._describe(self._episode))
+        return json.dumps({**self._describe(self._episode), "time_ns": self._now_ns})
 
     @staticmethod
     def _describe(episode: Episode) -> dict[str, object]:

@@ -93,6 +93,7 @@ class SoakNode(Node):
         self._state = ""
         self._deaf = True
         self._measured = (np.zeros(len(self._names)), np.zeros(len(self._names)))
+        self._measured_ns = self._reset_ns = 0
         self.streams = {camera.key: Relay() for camera in contract.cameras}
         self.joints = Relay()
         self.burst = False
@@ -153,6 +154,7 @@ class SoakNode(Node):
             self._measured = tuple(
                 np.array([values[name] for name in self._names]) for values in (positions, velocities)
             )
+            self._measured_ns = msgs.stamp_to_ns(message.header.stamp)
         if self.joints.fault == "joints_drop":
             return
         if self.joints.fault == "joints_nan":
@@ -176,7 +178,9 @@ class SoakNode(Node):
         trajectory = msgs.trajectory_from_msg(message)
         # Whether it came too late is the bridge's to judge, whose clock it is; this node may be late itself.
         now_ns = min(self.time_ns, trajectory.end_ns) if trajectory.stamp_ns and trajectory.points else self.time_ns
-        self.watch.trajectory(trajectory, now_ns, executed=not self._deaf)
+        # One from before the reset may wait here until after it; the robot has got it long ago.
+        of_the_old_pose = 0 < trajectory.stamp_ns < self._reset_ns
+        self.watch.trajectory(trajectory, now_ns, executed=not (self._deaf or of_the_old_pose))
 
     def _on_status(self, message: DiagnosticStatus) -> None:
         self.status = {pair.key: pair.value for pair in message.values}
@@ -267,10 +271,14 @@ class SoakNode(Node):
         response = self.call(Trigger, f"{BRIDGE}/reset", Trigger.Request())
         if not response.success:
             raise SoakError(response.message)
-        self.spin_for(0.2)  # joint states from after the reset
+        episode = json.loads(response.message)
+        self._reset_ns = int(episode["time_ns"])
+        # On a busy machine this node is behind: joint states of the old pose would make the next motion a jump.
+        if not self.spin_for(SERVICE_TIMEOUT_S, lambda: self._measured_ns > self._reset_ns):
+            raise SoakError("no joint states come after a reset")
         self.watch.moved_elsewhere(self._measured[0])
         self._deaf = False
-        return str(json.loads(response.message)["instruction"])
+        return str(episode["instruction"])
 
 
 @contextmanager

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
+import rclpy
+from rclpy.context import Context
 from robot_fixtures import PERIOD_NS, T0, toy_contract
+from rosgraph_msgs.msg import Clock
 from session_rig import NAMES, Rig
+from std_srvs.srv import Trigger
 
+from omega_qvla_ros import msgs
+from omega_qvla_ros.nodes.soak_node import SoakNode
 from omega_qvla_ros.nodes.soak_policy_node import UnreliablePolicy
+from omega_qvla_ros.process_environment import free_domain_id
 from omega_qvla_ros.soak.report import SoakFigures, memory_growth, reason_kind, report_table
 from omega_qvla_ros.soak.schedule import KINDS, draw_faults
 from omega_qvla_ros.soak.watch import CommandWatch
@@ -192,3 +202,52 @@ def test_unreliable_policy_fails_as_often_as_it_says_and_is_otherwise_the_policy
         except RuntimeError:
             errors += 1
     assert 1 <= errors <= 20 and 1 <= spoiled <= 20 and 30 <= len(slept) <= 120
+
+
+@pytest.fixture
+def soak_node() -> Iterator[SoakNode]:
+    context = Context()
+    rclpy.init(context=context, args=[], domain_id=free_domain_id(53))
+    made = SoakNode(toy_contract(), lambda: None, context=context)
+    yield made
+    made.destroy_node()
+    rclpy.try_shutdown(context=context)
+
+
+def test_what_waited_from_before_a_reset_is_no_jump(soak_node: SoakNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine: joint states and a hold of the old pose are heard after the robot was put elsewhere."""
+    reset_ns = T0 + 100 * MS
+
+    def joints(shoulder: float, stamp_ns: int) -> None:
+        soak_node._on_joints(msgs.joint_state(NAMES, np.array([shoulder, 0.02]), ZERO, stamp_ns))
+
+    def spin_for(seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
+        for shoulder, stamp_ns in ((0.9, reset_ns - MS), (0.9, reset_ns), (0.0, reset_ns + 10 * MS)):
+            joints(shoulder, stamp_ns)
+            if until():
+                return True
+        return False
+
+    answer = Trigger.Response(success=True, message=json.dumps({"instruction": "go", "time_ns": reset_ns}))
+    monkeypatch.setattr(soak_node, "call", lambda *_: answer)
+    monkeypatch.setattr(soak_node, "set_parameters", lambda *_, **__: None)
+    monkeypatch.setattr(soak_node, "spin_for", spin_for)
+    joints(0.9, reset_ns - 10 * MS)
+    assert soak_node.reset_robot(1, "touch:red") == "go"
+
+    def hear(shoulder: float, stamp_ns: int) -> None:
+        stands = trajectory((0, shoulder, 0.0), (900, shoulder, 0.0), stamp_ns=stamp_ns)
+        soak_node._on_command(msgs.trajectory_to_msg(stands))
+
+    def clock(from_ms: int, to_ms: int) -> None:
+        for ms in range(from_ms, to_ms, 10):
+            soak_node._on_clock(Clock(clock=msgs.ns_to_stamp(reset_ns + ms * MS)))
+
+    clock(10, 100)
+    hear(0.9, reset_ns - 50 * MS)
+    clock(100, 200)
+    assert soak_node.watch.trajectories == 1 and not soak_node.watch.unguarded
+    assert soak_node.watch.largest_jump.max() == 0.0
+    hear(0.5, reset_ns + 200 * MS)  # a new motion that begins elsewhere is one
+    clock(200, 300)
+    assert soak_node.watch.unguarded["jump"] > 0
