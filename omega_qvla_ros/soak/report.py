@@ -42,6 +42,7 @@ class SoakFigures:
     examples: list[str] = field(default_factory=list)
     peaks: dict[str, float] = field(default_factory=dict)
     largest_delay_s: float = 0.0
+    largest_late_step: dict[str, float] = field(default_factory=dict)
     largest_jump: dict[str, float] = field(default_factory=dict)
     largest_acceleration: dict[str, float] = field(default_factory=dict)
     holds: dict[str, int] = field(default_factory=dict)
@@ -126,7 +127,8 @@ def report_table(figures: SoakFigures) -> Table:
     for name, share in figures.peaks.items():
         row(f"largest {name.replace('_', ' ')}, share of its limit", f"{share:.3f}")
     row("latest effect of a message", f"{1e3 * figures.largest_delay_s:.0f} ms after its motion begins")
-    row("largest joint jump in a control period", _largest(figures.largest_jump))
+    row("largest joint step that a late message made", _largest(figures.largest_late_step))
+    row("largest other joint jump in a control period", _largest(figures.largest_jump))
     row("largest joint acceleration", _largest(figures.largest_acceleration))
     row("holds", counts(figures.holds))
     row("latches", counts(figures.latches))

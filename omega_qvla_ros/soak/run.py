@@ -128,6 +128,7 @@ class SoakRun:
         figures.unguarded, figures.examples = dict(watch.unguarded), list(watch.examples)
         figures.peaks = asdict(watch.peaks)
         figures.largest_delay_s = watch.largest_delay_s
+        figures.largest_late_step = dict(zip(self._names, map(float, watch.largest_late_step)))
         figures.largest_jump = dict(zip(self._names, map(float, watch.largest_jump)))
         figures.largest_acceleration = dict(zip(self._names, map(float, watch.largest_acceleration)))
         figures.holds, figures.latches = dict(node.holds), dict(node.latches)

@@ -47,16 +47,25 @@ class _Spline:
     positions: np.ndarray
     velocities: np.ndarray
 
-    def velocity(self, time_ns: int) -> np.ndarray:
-        """Velocity at a time; zero before the first and after the last point."""
+    def state(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
+        """Position and velocity at a time; the arm stands before the first and after the last point."""
         if not self.times_ns[0] <= time_ns < self.times_ns[-1]:
-            return np.zeros(self.positions.shape[1])
+            end = self.positions[0 if time_ns < self.times_ns[0] else -1]
+            return end, np.zeros_like(end)
         k = int(np.searchsorted(self.times_ns, time_ns, side="right")) - 1
         h = (self.times_ns[k + 1] - self.times_ns[k]) / NS_PER_S
         u = (time_ns - self.times_ns[k]) / NS_PER_S / h
         slope = (self.positions[k + 1] - self.positions[k]) / h
         v0, v1 = self.velocities[k], self.velocities[k + 1]
-        return 6 * u * (1 - u) * slope + (1 - u) * (1 - 3 * u) * v0 + u * (3 * u - 2) * v1
+        velocity = 6 * u * (1 - u) * slope + (1 - u) * (1 - 3 * u) * v0 + u * (3 * u - 2) * v1
+        p0, p1 = self.positions[k], self.positions[k + 1]
+        position = p0 + u * u * (3 - 2 * u) * (p1 - p0) + h * u * (1 - u) * ((1 - u) * v0 - u * v1)
+        return position, velocity
+
+
+def _apart(one: _Spline, other: _Spline, time_ns: int) -> np.ndarray:
+    """Distance of two motions at a time, ``[joints]``."""
+    return np.abs(one.state(time_ns)[0] - other.state(time_ns)[0])
 
 
 class CommandWatch:
@@ -74,6 +83,8 @@ class CommandWatch:
         self._history: deque[tuple[int, np.ndarray, np.ndarray]] = deque()
         self._present: _Spline | None = None
         self._parted_s = 0.0
+        self._late: deque[tuple[int, np.ndarray]] = deque()
+        """Time at which a message was heard, and by how far the motions had come apart since they parted."""
         self.largest_delay_s = 0.0
         """Longest time by which a message took effect after the moment from which it asks for another motion."""
         self.trajectories = 0
@@ -82,6 +93,8 @@ class CommandWatch:
         self.examples: list[str] = []
         self.peaks = Peaks()
         self.largest_jump = np.zeros(len(self._names))
+        """Without what a late message explains, which is ``largest_late_step``."""
+        self.largest_late_step = np.zeros(len(self._names))
         self.largest_acceleration = np.zeros(len(self._names))
 
     def trajectory(self, trajectory: JointTrajectory, now_ns: int, executed: bool = True) -> None:
@@ -113,6 +126,7 @@ class CommandWatch:
         """The robot was put somewhere by hand (a reset): ``[joints]``, no motion of ours."""
         self._executor.hold(positions)
         self._history.clear()
+        self._late.clear()
         self._present = None
 
     def execute(self, now_ns: int, measured: np.ndarray, measured_velocity: np.ndarray) -> None:
@@ -138,13 +152,18 @@ class CommandWatch:
         """Find out for how long the new message has been asking for another speed than the present one.
 
         Two motions that part at a time are apart by at most twice the acceleration limit times the time since then: one
-        may speed up while the other brakes. That much is the transport's; more is a step.
+        may speed up while the other brakes. That much is the transport's; more is a step. Likewise for the position: by
+        how far they have come apart since they parted is the transport's, by how far they were apart then is a jump.
         """
         present, self._present = self._present, new
         tolerance = TOLERANCE * self._limits.max_velocity
         for back_ns in range(0, LOOK_BACK_NS, LOOK_BACK_STEP_NS):
-            before = np.zeros_like(tolerance) if present is None else present.velocity(now_ns - back_ns)
-            if (np.abs(before - new.velocity(now_ns - back_ns)) <= tolerance).all():
+            before = np.zeros_like(tolerance) if present is None else present.state(now_ns - back_ns)[1]
+            if (np.abs(before - new.state(now_ns - back_ns)[1]) <= tolerance).all():
+                if present is not None:
+                    now, then = (_apart(present, new, time_ns) for time_ns in (now_ns, now_ns - back_ns))
+                    self._late.append((now_ns, np.maximum(now - then, 0.0)))
+                    self.largest_late_step = np.maximum(self.largest_late_step, self._late[-1][1])
                 self._parted_s = max(self._parted_s, back_ns / NS_PER_S)
                 self.largest_delay_s = max(self.largest_delay_s, self._parted_s)
                 return
@@ -194,7 +213,9 @@ class CommandWatch:
     def _judge_step(self, now_ns: int, position: np.ndarray, velocity: np.ndarray) -> None:
         before_ns, _, before_velocity = self._history[-1]
         first_ns, first, _ = self._history[0]
-        jump = np.abs(position - first)
+        while self._late and self._late[0][0] < first_ns:
+            self._late.popleft()
+        jump = np.maximum(np.abs(position - first) - sum(step for _, step in self._late), 0.0)
         self.largest_jump = np.maximum(self.largest_jump, jump)
         periods = max(1.0, (now_ns - first_ns) / self._period_ns)
         self._judge_share("jump", jump, self._limits.max_jump * periods, now_ns)

@@ -117,6 +117,27 @@ def test_message_that_takes_effect_late_may_step_by_what_the_arm_could_have_brak
     assert "executed_acceleration" not in watch.unguarded and watch.largest_delay_s == pytest.approx(0.03, abs=0.006)
 
 
+@pytest.mark.parametrize(("offset", "jumps"), [(0.0, False), (0.2, True)])
+def test_way_that_was_lost_with_a_late_message_is_no_jump_and_a_jump_stays_one(
+    watch: CommandWatch, offset: float, jumps: bool
+) -> None:
+    """The arm stands; a motion with 1 rad/s from 100 ms on is heard 300 ms after its beginning, 0.25 rad too late.
+
+    0.15 rad are allowed per period. With the offset the motion also begins 0.2 rad from where the arm stands.
+    """
+    watch.trajectory(trajectory((0, 0.0, 0.0), (2000, 0.0, 0.0)), T0)
+    for ms in range(0, 400, 10):
+        watch.execute(T0 + ms * MS, ZERO, ZERO)
+    points = [(0, 0.0, 0.0), (100, 0.0, 0.0), (200, 0.05, 1.0), (600, 0.45, 1.0), (700, 0.5, 0.0)]
+    watch.trajectory(trajectory(*((t, p + offset, v) for t, p, v in points)), T0 + 400 * MS)
+    for ms in range(400, 800, 10):
+        watch.execute(T0 + ms * MS, ZERO, ZERO)
+    assert (watch.unguarded["jump"] > 0) is jumps
+    assert watch.largest_delay_s == pytest.approx(0.3, abs=0.006)
+    assert watch.largest_late_step[0] == pytest.approx(0.25, abs=0.01)
+    assert watch.largest_jump[0] == pytest.approx(0.05 + offset, abs=0.012)
+
+
 def test_what_a_session_sends_passes_the_judge() -> None:
     """Two implementations of the same limits agree over holds, errors and restarts."""
     rig, watch = Rig(), CommandWatch(toy_contract())
