@@ -183,7 +183,7 @@ def main() -> None:
     if files:
         inside += f"### From the fault to the hold\n{times(rows, tests, outcomes)}\n\n"
     else:
-        inside += _between(text).partition("### From")[1] + _between(text).partition("### From")[2].lstrip()
+        inside += _between(text).partition("### From")[1] + _between(text).partition("### From")[2]
     before, _, rest = text.partition(BEGIN)
     DOCUMENT.write_text(before + BEGIN + inside.rstrip() + "\n\n" + END + rest.partition(END)[2], encoding="utf-8")
     for number in counted:
