@@ -108,6 +108,22 @@ class Stage:
         self.graph.wait(lambda: len(self.robot.reports) > count, "a report")
         return self.robot.reports[-1].values
 
+    def wait_report(self, condition: Callable[[dict[str, str]], Any], what: str) -> dict[str, str]:
+        """The first report from now on that says so: one that arrives now may have been written before the fault."""
+        count = len(self.robot.reports)
+        found: list[dict[str, str]] = []
+
+        def said() -> bool:
+            found[:] = [report.values for report in self.robot.reports[count:] if condition(report.values)][:1]
+            return bool(found)
+
+        self.wait(said, f"a report with {what}")
+        return found[0]
+
+    def wait_count(self, name: str, least: int) -> int:
+        """The counter of the first report from now on in which it has come to ``least``."""
+        return int(self.wait_report(lambda report: int(report.get(name, "0")) >= least, f"{name} >= {least}")[name])
+
     def spin(self, seconds: float) -> None:
         """Let everything go on for a while."""
         self.graph.spin(seconds)

@@ -84,7 +84,7 @@ def test_fault_49_gripper_that_is_absent_or_stalls_does_not_block_the_arm(
     stage.script.write(gripper=0.01)
     stage.wait_state("DEGRADED", "has not answered", at_s)
     stage.wait_moving()
-    assert stage.report()["output." + GRIPPER] != "ok"
+    stage.wait_report(lambda report: report["output." + GRIPPER] != "ok", f"what is wrong with {GRIPPER}")
     # Reasons are in order, the worst first: one that holds the arm would stand before those that only degrade.
     held = [status for status in stage.robot.statuses if status.state in ("HOLD", "LATCHED")]
     assert not [status for status in held if GRIPPER in status.reasons.partition("; ")[0]]

@@ -76,7 +76,7 @@ def test_fault_03_same_stamp_again_and_again_holds(stage: Stage, record_property
         "'front/image_raw' is stale",
         record_property,
     )
-    assert int(stage.report()["dropped.front:repeated"]) > 3
+    stage.wait_count("dropped.front:repeated", 4)
     at_s = time.monotonic()
     stage.robot.front.same_stamp = False
     stage.wait_state("OK", since_s=at_s)
@@ -127,7 +127,7 @@ def test_fault_13_joint_that_is_not_finite_holds_with_its_name(stage: Stage, rec
         "joint 'joint_2' is not finite",
         record_property,
     )
-    assert int(stage.report()["dropped.joint_states:not_finite"]) > 3
+    stage.wait_count("dropped.joint_states:not_finite", 4)
     at_s = time.monotonic()
     stage.robot.mend()
     stage.wait_state("OK", since_s=at_s)
@@ -167,7 +167,10 @@ def test_fault_50_publisher_with_the_wrong_qos_is_an_error_with_its_topic(stage:
             ),
             "the error in the log",
         )
-        assert any(key.startswith("qos_incompatible.") and "instruction" in key for key in stage.report())
+        stage.wait_report(
+            lambda report: any(key.startswith("qos_incompatible.") and "instruction" in key for key in report),
+            "the topic under qos_incompatible",
+        )
     finally:
         stage.graph.node.destroy_publisher(publisher)
 
@@ -182,5 +185,5 @@ def test_fault_50_camera_that_a_reliable_subscription_cannot_hear_is_an_error_wi
     words = "incompatible QoS on 'front/image_raw' (reliability)"
     stage.wait(lambda: any("[ERROR]" in line and words in line for line in policy.log_text().splitlines()), "the error")
     stage.wait_state("HOLD", "front/image_raw")
-    assert int(stage.report()["qos_incompatible.front/image_raw"]) >= 1
+    stage.wait_count("qos_incompatible.front/image_raw", 1)
     assert stage.robot.commands == [] and stage.script.inferences == 0
