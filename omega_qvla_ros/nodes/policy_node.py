@@ -99,7 +99,7 @@ class PolicyNode(GuardedLifecycleNode):
         self._chunk_ready = self.create_guard_condition(self._on_chunk_ready)
         backwards = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
         self._jump_handle = self.get_clock().create_jump_callback(backwards, post_callback=self._on_clock_jump)
-        self.create_timer(POLL_PERIOD_S, self._check_outputs, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self.create_timer(POLL_PERIOD_S, self._poll_outputs, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.add_on_set_parameters_callback(
             parameters.checker(
                 POLICY_NODE,
@@ -287,10 +287,17 @@ class PolicyNode(GuardedLifecycleNode):
         if self._outputs is not None and self._session is not None:
             self._outputs.send(trajectory, self._session.motion.plan, now_ns)
 
+    def _poll_outputs(self) -> None:
+        if self.lifecycle == "active":
+            self._check_outputs()
+
     def _check_outputs(self) -> None:
-        """No motion into the void; a gripper that is not there degrades only."""
+        """No motion into the void; a gripper that is not there degrades only.
+
+        Activation calls it before the node counts as active: a poll later the arm would have moved already.
+        """
         session, outputs = self._session, self._outputs
-        if session is None or outputs is None or self.lifecycle != "active":
+        if session is None or outputs is None:
             return
         session.watch_output(outputs.problem(), self._now())
         for name, problem in outputs.degraded().items():

@@ -154,6 +154,20 @@ def test_fault_38_bytes_of_a_pack_are_reported_by_class_of_layer(context: Contex
     made.destroy_node()
 
 
+def test_fault_39_activation_without_a_controller_holds_from_the_first_control_period(
+    context: Context, saved: Path
+) -> None:
+    """Not from the next look at who subscribes, when the arm would have moved: one of two controllers may be there."""
+    made = PolicyNode(context=context, parameter_overrides=[Parameter("checkpoint", value=str(saved))])
+    assert made.trigger_configure() is TransitionCallbackReturn.SUCCESS
+    assert made.trigger_activate() is TransitionCallbackReturn.SUCCESS
+    session = made._session
+    assert session.running and not session.safety.may_move
+    assert "nobody subscribes to 'joint_trajectory'" in session.safety.held("output")
+    made.trigger_shutdown()
+    made.destroy_node()
+
+
 @pytest.mark.parametrize("keys", [("front",), ("front", "wrist", "side"), ("front", "hand")])
 def test_fault_37_cameras_of_contract_and_checkpoint_differ(keys: tuple[str, ...]) -> None:
     spec = toy_spec(cameras=tuple(CameraSpec(key, 64, 64) for key in keys))
