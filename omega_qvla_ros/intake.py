@@ -136,13 +136,13 @@ class Intake:
             self._refused[key] = kind
             log.error("image dropped: %s", reason)
 
-    def on_joint_states(self, message: Any, now_ns: int) -> None:
-        """Take a ``sensor_msgs/JointState``."""
-        stamp = stamp_ns(message)
-        dropped = self._buffer.add_joints(message.name, message.position, stamp, now_ns)
-        if dropped is not None and dropped.startswith("not_finite") and self._due("not_finite", now_ns):
+    def on_joint_states(self, message: Any, now_ns: int, topic: str | None = None) -> None:
+        """Take a ``sensor_msgs/JointState``; ``topic`` is the contract's, None: ``joint_states_topic``."""
+        stamp, topic = stamp_ns(message), topic or self._buffer.joint_topic
+        dropped = self._buffer.add_joints(message.name, message.position, stamp, now_ns, topic)
+        if dropped is not None and dropped.startswith("not_finite") and self._due(f"not_finite.{topic}", now_ns):
             log.error("joint state dropped, %s", dropped)
-        self._note(self._buffer.joint_topic, stamp, dropped, now_ns)
+        self._note(topic, stamp, dropped, now_ns)
 
     def _note(self, topic: str, stamp: int, dropped: str | None, now_ns: int) -> None:
         if stamp == 0:

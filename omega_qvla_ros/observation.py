@@ -73,15 +73,16 @@ class ObservationBuffer:
         self._image_timeout_s: float | None = None
         self._max_clock_skew_s = sensors.max_clock_skew_s
         self._joint_names = contract.joint_names
-        self._joint_index = {name: k for k, name in enumerate(contract.joint_names)}
         self._joint_topic = sensors.joint_states_topic
+        self._joint_index = joint_indices(contract)
+        self._joint_timeouts_ns = {source.topic: nanoseconds(source.timeout_s) for source in sensors.joint_sources}
         self._sync_ns = nanoseconds(sensors.sync_tolerance_s)
         self._max_future_ns = nanoseconds(sensors.max_future_stamp_s)
         self._keys = {camera.key: camera.topic for camera in contract.cameras}
         self._cameras = contract.cameras
         self._resume_after = sensors.resume_after_samples
         self._contract_joint_timeout_s = sensors.joint_states_timeout_s
-        self._joint_timeout_ns = nanoseconds(sensors.joint_states_timeout_s)
+        self._joint_timeouts_ns[self._joint_topic] = nanoseconds(sensors.joint_states_timeout_s)
         self._lock = threading.Lock()
         self.counters: Counter[str] = Counter()
         self._not_before_ns = 0
@@ -92,7 +93,9 @@ class ObservationBuffer:
             camera.key: Stream(camera.topic, self._image_timeout_ns(camera.timeout_s), self._resume_after)
             for camera in self._cameras
         }
-        self._joint_stream = Stream(self._joint_topic, self._joint_timeout_ns, self._resume_after)
+        self._joint_streams = {
+            topic: Stream(topic, self._joint_timeouts_ns[topic], self._resume_after) for topic in self._joint_index
+        }
         self._headers: dict[str, tuple[int, int]] = {}
         self._images: dict[str, deque[tuple[int, Any]]] = {key: deque(maxlen=IMAGE_HISTORY) for key in self._keys}
         self._joints: deque[tuple[int, np.ndarray]] = deque(maxlen=JOINT_HISTORY)
@@ -104,18 +107,22 @@ class ObservationBuffer:
         return nanoseconds(limit_s)
 
     def tighten(self, image_timeout_s: float | None, joint_states_timeout_s: float | None) -> None:
-        """Shorter timeouts than the contract's, None for the contract's. A longer one has no effect."""
+        """Shorter timeouts than the contract's, None for the contract's. A longer one has no effect.
+
+        The joints' is that of ``joint_states_topic``; other sources of joints are slower by nature.
+        """
         with self._lock:
             self._image_timeout_s = image_timeout_s
             for camera in self._cameras:
                 self._streams[camera.key].timeout_ns = self._image_timeout_ns(camera.timeout_s)
             contract_s = self._contract_joint_timeout_s
             limit_s = contract_s if joint_states_timeout_s is None else min(contract_s, joint_states_timeout_s)
-            self._joint_timeout_ns = self._joint_stream.timeout_ns = nanoseconds(limit_s)
+            self._joint_timeouts_ns[self._joint_topic] = nanoseconds(limit_s)
+            self._joint_streams[self._joint_topic].timeout_ns = nanoseconds(limit_s)
 
     @property
     def joint_topic(self) -> str:
-        """Topic of the joint states."""
+        """Topic of the joint states, that of most joints."""
         return self._joint_topic
 
     def clear(self, not_before_ns: int = 0) -> None:
@@ -145,55 +152,77 @@ class ObservationBuffer:
                 self._streams[key].received(stamp_ns, now_ns)
             return reason
 
-    def add_joints(self, names: Sequence[str], positions: Sequence[float], stamp_ns: int, now_ns: int) -> str | None:
+    def add_joints(
+        self,
+        names: Sequence[str],
+        positions: Sequence[float],
+        stamp_ns: int,
+        now_ns: int,
+        topic: str | None = None,
+    ) -> str | None:
         """Merge a joint state message by name. Joints may be split over messages, reordered, or not ours.
+
+        Args:
+            names: Of the joints in the message.
+            positions: Theirs.
+            stamp_ns: Header stamp; 0 is replaced by ``now_ns``.
+            now_ns: The node's clock.
+            topic: The contract's topic that it came on, None: ``joint_states_topic``. Joints that belong to another
+                one are ignored.
 
         Returns:
             None, or why the message was dropped: ``future``, ``old``, ``repeated``, ``length`` (fewer positions than
             names), ``not_finite`` (followed by the joint's name), ``foreign`` (none of our joints).
         """
+        topic = topic or self._joint_topic
         with self._lock:
+            label = "joint_states" if topic == self._joint_topic else topic
+            stream, owned = self._joint_streams[topic], self._joint_index[topic]
             if len(positions) != len(names):
-                self._joint_stream.refused = f"{len(positions)} positions for {len(names)} names"
-                return self._count("joint_states", "length")
-            ours = [
-                (self._joint_index[name], value) for name, value in zip(names, positions) if name in self._joint_index
-            ]
+                stream.refused = f"{len(positions)} positions for {len(names)} names"
+                return self._count(label, "length")
+            ours = [(owned[name], value) for name, value in zip(names, positions) if name in owned]
             if not ours:
-                self._joint_stream.refused = (
-                    f"it has none of the joints {', '.join(self._joint_names)}, but {', '.join(names) or 'none at all'}"
+                stream.refused = (
+                    f"it has none of the joints {', '.join(owned)}, but {', '.join(names) or 'none at all'}"
                 )
-                return self._count("joint_states", "foreign")
-            self._joint_stream.offered(stamp_ns, now_ns)
-            stamp_ns = self._sample_ns("joint_states", stamp_ns, now_ns)
+                return self._count(label, "foreign")
+            stream.offered(stamp_ns, now_ns)
+            stamp_ns = self._sample_ns(label, stamp_ns, now_ns)
             index = np.array([k for k, _ in ours])
             values = np.array([value for _, value in ours], dtype=np.float64)
             if not np.isfinite(values).all():
                 name = self._joint_names[index[np.flatnonzero(~np.isfinite(values))[0]]]
-                self._count("joint_states", "not_finite")
-                self._joint_stream.refused = f"joint {name!r} is not finite"
+                self._count(label, "not_finite")
+                stream.refused = f"joint {name!r} is not finite"
                 return f"not_finite: joint {name!r}"
             newest = int(self._joint_stamps[index].max())
-            reason = self._drop_reason(
-                "joint_states", self._joint_stream, stamp_ns, newest if newest >= 0 else None, now_ns
-            )
+            reason = self._drop_reason(label, stream, stamp_ns, newest if newest >= 0 else None, now_ns)
             if reason is None:
                 self._joint_positions[index] = values
                 self._joint_stamps[index] = stamp_ns
-                self._merge_joints(now_ns)
+                self._merge_joints(topic, now_ns)
             return reason
 
-    def _merge_joints(self, now_ns: int) -> None:
-        """Make one sample of all joints; it is as old as its oldest joint."""
-        merged_ns = int(self._joint_stamps.min())
+    def _merge_joints(self, topic: str, now_ns: int) -> None:
+        """Make one sample of all joints; it is as old as the oldest one of ``joint_states_topic``.
+
+        Those of other sources are taken as they are: how old they may be is their own timeout's affair.
+        """
+        merged_ns = int(self._joint_stamps[list(self._joint_index[topic].values())].min())
         if merged_ns < 0:
             return
+        stream = self._joint_streams[topic]
+        if stream.newest_ns != merged_ns:
+            stream.received(merged_ns, now_ns)
+        if (self._joint_stamps < 0).any() or (topic != self._joint_topic and self._joints):
+            return
+        merged_ns = int(self._joint_stamps[list(self._joint_index[self._joint_topic].values())].min())
         sample = (merged_ns, self._joint_positions.copy())
         if self._joints and self._joints[-1][0] == merged_ns:
             self._joints[-1] = sample
         else:
             self._joints.append(sample)
-            self._joint_stream.received(merged_ns, now_ns)
 
     def _sample_ns(self, name: str, stamp_ns: int, now_ns: int) -> int:
         """The time of a sample. By receipt, a stamp that was there before keeps the time that it got then."""
@@ -240,20 +269,26 @@ class ObservationBuffer:
             return self._problem(now_ns)
 
     def _problem(self, now_ns: int) -> NotReady | None:
-        for stream in (self._joint_stream, *self._streams.values()):
+        for stream in self._all_streams():
             stream.update(now_ns)
-        missing = [name for name, stamp in zip(self._joint_names, self._joint_stamps) if stamp < 0]
-        if missing and (self._joint_stamps >= 0).any():
-            text = f"{self._joint_topic!r} lacks joint {missing[0]!r} (missing: {', '.join(missing)})"
-            return NotReady(self._joint_topic, text, tuple(missing))
-        for stream in (self._joint_stream, *self._streams.values()):
+        for topic, owned in self._joint_index.items():
+            missing = [name for name, k in owned.items() if self._joint_stamps[k] < 0]
+            if missing and len(missing) < len(owned):
+                text = f"{topic!r} lacks joint {missing[0]!r} (missing: {', '.join(missing)})"
+                return NotReady(topic, text, tuple(missing))
+        for stream in self._all_streams():
             reason = stream.problem(now_ns)
-            if reason is not None and stream is self._joint_stream and stream.newest_ns is not None:
-                oldest = self._joint_names[int(self._joint_stamps.argmin())]
-                reason = f"{reason} (joint {oldest!r})"
-            if reason is not None:
-                return NotReady(stream.topic, reason)
+            if reason is None:
+                continue
+            owned = self._joint_index.get(stream.topic)
+            if owned is not None and stream.newest_ns is not None:
+                reason = f"{reason} (joint {min(owned, key=lambda name: self._joint_stamps[owned[name]])!r})"
+            return NotReady(stream.topic, reason)
         return None
+
+    def _all_streams(self) -> tuple[Stream, ...]:
+        """Joint states first: without them nothing is known of the arm."""
+        return (*self._joint_streams.values(), *self._streams.values())
 
     def assemble(self, now_ns: int) -> Snapshot | NotReady:
         """One observation: the newest set of images that belong together, with the joints of that moment.
@@ -293,8 +328,9 @@ class ObservationBuffer:
     def joint_positions(self, now_ns: int) -> np.ndarray | None:
         """The newest joint positions ``[joints]``, or None if they are missing or stale."""
         with self._lock:
-            self._joint_stream.update(now_ns)
-            if not self._joints or self._joint_stream.problem(now_ns) is not None:
+            for stream in self._joint_streams.values():
+                stream.update(now_ns)
+            if not self._joints or any(stream.problem(now_ns) for stream in self._joint_streams.values()):
                 return None
             return self._joints[-1][1].copy()
 
@@ -306,7 +342,8 @@ class ObservationBuffer:
     def joint_velocities(self) -> np.ndarray | None:
         """Velocities ``[joints]`` by difference over ``VELOCITY_SPAN_NS`` before the newest sample, None without it.
 
-        By difference, because drivers may leave the velocities out.
+        By difference, because drivers may leave the velocities out. 0 for joints of other sources, which are too slow
+        for it.
         """
         with self._lock:
             if not self._joints:
@@ -316,14 +353,18 @@ class ObservationBuffer:
             span_ns = newest_ns - before_ns
             if not VELOCITY_SPAN_NS // 2 <= span_ns <= 2 * VELOCITY_SPAN_NS:
                 return None
-            return (newest - before) / float(seconds(span_ns))
+            velocities = (newest - before) / float(seconds(span_ns))
+            for topic, owned in self._joint_index.items():
+                if topic != self._joint_topic:
+                    velocities[list(owned.values())] = 0.0
+            return velocities
 
     def clock_skew(self) -> str | None:
         """The stream whose stamps are furthest from the node's clock, in words with the remedy; None if all agree."""
         if self._by_receipt:
             return None
         with self._lock:
-            offsets = {s.topic: s.offset_s for s in (self._joint_stream, *self._streams.values())}
+            offsets = {stream.topic: stream.offset_s for stream in self._all_streams()}
         topic, offset_s = max(
             ((topic, value) for topic, value in offsets.items() if value is not None),
             key=lambda item: abs(item[1]),
@@ -342,8 +383,17 @@ class ObservationBuffer:
         with self._lock:
             return {
                 stream.topic: float("inf") if stream.newest_ns is None else float(seconds(now_ns - stream.newest_ns))
-                for stream in (self._joint_stream, *self._streams.values())
+                for stream in self._all_streams()
             }
+
+
+def joint_indices(contract: RobotContract) -> dict[str, dict[str, int]]:
+    """Topic -> its joints -> their places in contract order; ``joint_states_topic`` with what is left comes first."""
+    places = {name: k for k, name in enumerate(contract.joint_names)}
+    others = {source.topic: {name: places[name] for name in source.joints} for source in contract.sensors.joint_sources}
+    elsewhere = {name for owned in others.values() for name in owned}
+    own = {name: k for name, k in places.items() if name not in elsewhere}
+    return {contract.sensors.joint_states_topic: own, **others}
 
 
 def _nearest(history: deque[tuple[int, Any]], stamp_ns: int) -> tuple[int, Any]:

@@ -23,6 +23,7 @@ SECTIONS = (
     ("joints[].end_points", EndPoints),
     ("joints[].gripper", GripperMap),
     ("sensors", schema.SensorContract),
+    ("sensors.joint_sources[]", schema.JointSourceContract),
     ("robot_description", schema.RobotDescriptionContract),
     ("checkpoint", schema.CheckpointContract),
     ("outputs[]", schema.OutputContract),

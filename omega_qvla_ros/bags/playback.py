@@ -101,7 +101,9 @@ class Playback:
         for camera in contract.cameras:
             msgtype = IMAGE_TYPES[camera.transport]
             self._cameras[self._resolve(camera.topic, msgtype, f"camera {camera.key!r} of {where}")] = camera
-        self.joint_topic = self._resolve(contract.sensors.joint_states_topic, JOINT_STATE_TYPE, where)
+        self._joint_topics = {
+            self._resolve(topic, JOINT_STATE_TYPE, where): topic for topic in contract.sensors.joint_topics
+        }
         self._told = self._instruction_topics()
         self.refused: dict[str, int] = {}
 
@@ -149,7 +151,7 @@ class Playback:
         self.refused = {}
         told = _Told(self._options.instruction or self.contract.default_instruction, self._options.namespace)
         clock = _Clock()
-        topics = {*self._cameras, self.joint_topic, *self._told}
+        topics = {*self._cameras, *self._joint_topics, *self._told}
         total = self.bag.count(topics)
         newest_ns = -1
         for number, recorded in enumerate(self.bag.messages(topics), 1):
@@ -159,8 +161,8 @@ class Playback:
                 told.hear(recorded.message, self._told[recorded.topic])
                 continue
             now_ns = clock.now_ns(recorded)
-            if recorded.topic == self.joint_topic:
-                intake.on_joint_states(recorded.message, now_ns)
+            if recorded.topic in self._joint_topics:
+                intake.on_joint_states(recorded.message, now_ns, self._joint_topics[recorded.topic])
                 continue
             intake.on_image(self._cameras[recorded.topic].key, recorded.message, now_ns)
             if not told.instruction:

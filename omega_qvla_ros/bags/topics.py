@@ -26,7 +26,7 @@ def recorded_topics(contract: RobotContract, policy_node: str = "policy_node") -
     outputs = {output.name: _OUTPUT_TYPES[output.type] for output in contract.outputs if output.type in _OUTPUT_TYPES}
     return (
         *(RecordedTopic(camera.topic, IMAGE_TYPES[camera.transport]) for camera in contract.cameras),
-        RecordedTopic(contract.sensors.joint_states_topic, JOINT_STATE_TYPE),
+        *(RecordedTopic(topic, JOINT_STATE_TYPE) for topic in contract.sensors.joint_topics),
         *(RecordedTopic(name, msgtype, reliable=True) for name, msgtype in outputs.items()),
         RecordedTopic(f"{policy_node}/dry_run/joint_trajectory", COMMAND_TYPE, reliable=True),
         RecordedTopic(f"{policy_node}/instruction", STRING_TYPE, reliable=True),

@@ -40,6 +40,8 @@ class Driver:
         given: Arguments that the user gives.
         mock: Argument for mock hardware, and its values for true and false.
         namespace: Name of its argument for a namespace, None where it has none.
+        republished: It starts a joint_state_publisher, so what is on ``joint_states`` is stamped when it is sent, not
+            when it was measured.
     """
 
     package: str
@@ -48,6 +50,7 @@ class Driver:
     given: tuple[DriverArgument, ...]
     mock: tuple[str, str, str]
     namespace: str | None = None
+    republished: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ ROBOTS = {
                 given=(DriverArgument("robot_ip", "robot_ip", None, ROBOT_IP),),
                 mock=("use_fake_hardware", "true", "false"),
                 namespace="namespace",
+                republished=True,
             ),
             spawned=("fr3_arm_controller",),
             simulation=Simulation(
@@ -193,6 +197,7 @@ ROBOTS = {
                     "uf_robot_hardware/UFRobotFakeSystemHardware",
                     "uf_robot_hardware/UFRobotSystemHardware",
                 ),
+                republished=True,
             ),
             spawned=("joint_state_broadcaster", "policy_arm_controller"),
             simulation=Simulation(

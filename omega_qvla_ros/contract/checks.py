@@ -75,8 +75,34 @@ def _check_sensors(contract: RobotContract, where: str) -> None:
         _positive(getattr(sensors, name), f"{where}.sensors.{name}")
     if sensors.resume_after_samples < 1:
         raise ConfigError(f"{where}.sensors.resume_after_samples is {sensors.resume_after_samples}; at least 1")
+    _check_joint_sources(contract, f"{where}.sensors")
     _relative(description.topic, f"{where}.robot_description.topic")
     _positive(description.timeout_s, f"{where}.robot_description.timeout_s")
+
+
+def _check_joint_sources(contract: RobotContract, where: str) -> None:
+    _unique(list(contract.sensors.joint_topics), f"{where}: topic of joint states")
+    taken: dict[str, str] = {}
+    for source in contract.sensors.joint_sources:
+        here = f"{where}.joint_sources[{source.topic}]"
+        _relative(source.topic, f"{here}.topic")
+        _positive(source.timeout_s, f"{here}.timeout_s")
+        if not source.joints:
+            raise ConfigError(f"{here}.joints is empty; name the joints that come from there")
+        _take(source.joints, source.topic, taken, contract.joint_names, here, "comes from")
+    if len(taken) == len(contract.joint_names):
+        raise ConfigError(f"{where}.joint_sources names every joint; make one of its topics the joint_states_topic")
+
+
+def _take(names: Sequence[str], by: str, taken: dict[str, str], known: Sequence[str], where: str, verb: str) -> None:
+    """Note joints as taken by ``by``; each must be known, and taken once."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{where}.joints: {name!r} is none of the contract's joints; did you mean {near!r}?")
+        if name in taken:
+            raise ConfigError(f"{where}.joints: {name!r} {verb} {taken[name]!r} already; name each joint in one")
+        taken[name] = by
 
 
 def _check_outputs(contract: RobotContract, where: str) -> None:
@@ -88,15 +114,7 @@ def _check_outputs(contract: RobotContract, where: str) -> None:
         here = f"{where}.outputs[{output.name}]"
         _relative(output.name, f"{here}.name")
         _check_output(output, here)
-        for name in output.joints:
-            if name not in contract.joint_names:
-                near = difflib.get_close_matches(name, contract.joint_names, n=1, cutoff=0.0)[0]
-                raise ConfigError(f"{here}.joints: {name!r} is none of the contract's joints; did you mean {near!r}?")
-            if name in taken:
-                raise ConfigError(
-                    f"{here}.joints: {name!r} is commanded by {taken[name]!r} already; name each joint in one output"
-                )
-            taken[name] = output.name
+        _take(output.joints, output.name, taken, contract.joint_names, here, "is commanded by")
     left = [name for name in contract.joint_names if name not in taken]
     if left:
         raise ConfigError(f"{where}.outputs: no output takes the joint {left[0]!r}; name it in one of them")

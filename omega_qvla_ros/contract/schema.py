@@ -42,11 +42,30 @@ class CameraContract:
 
 
 @dataclass(frozen=True)
+class JointSourceContract:
+    """Joints whose states come on a topic of their own, such as a gripper with a driver of its own.
+
+    Attributes:
+        topic: Relative topic of ``sensor_msgs/JointState``.
+        joints: Joints that are taken from there and from nowhere else. Other joints in its messages are ignored.
+        timeout_s: A position older than this holds the arm; it may be that old in an observation, too. Origin: as
+            ``joint_states_timeout_s``.
+    """
+
+    topic: str
+    joints: tuple[str, ...]
+    timeout_s: float = 0.1
+
+
+@dataclass(frozen=True)
 class SensorContract:
     """Joint states and how streams are put together.
 
     Attributes:
-        joint_states_topic: Relative topic of ``sensor_msgs/JointState``.
+        joint_states_topic: Relative topic of ``sensor_msgs/JointState``. Name the topic of whoever measures, a
+            ``joint_state_broadcaster`` or a driver: a ``joint_state_publisher`` stamps what it heard long ago, or made
+            up before it heard anything, with the present time, and no timeout sees that.
+        joint_sources: Joints that come on topics of their own. Not given: every joint comes on ``joint_states_topic``.
         joint_states_timeout_s: A joint position older than this holds the arm. Origin: MoveIt Servo's incoming command
             timeout.
         sync_tolerance_s: Largest difference between the stamps within one observation. Origin: one camera period at
@@ -60,11 +79,17 @@ class SensorContract:
     """
 
     joint_states_topic: str = "joint_states"
+    joint_sources: tuple[JointSourceContract, ...] = ()
     joint_states_timeout_s: float = 0.1
     sync_tolerance_s: float = 0.05
     max_future_stamp_s: float = 0.05
     max_clock_skew_s: float = 0.5
     resume_after_samples: int = 3
+
+    @property
+    def joint_topics(self) -> tuple[str, ...]:
+        """Every topic with joint states, the one of most joints first."""
+        return (self.joint_states_topic, *(source.topic for source in self.joint_sources))
 
 
 @dataclass(frozen=True)

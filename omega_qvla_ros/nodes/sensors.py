@@ -55,17 +55,17 @@ class SensorInputs:
                     qos_overriding_options=QoSOverridingOptions.with_default_policies(),
                 )
             )
-        topic = contract.sensors.joint_states_topic
-        self._subscriptions.append(
-            node.create_subscription(
-                JointState,
-                topic,
-                self._joint_states,
-                qos.own(qos.JOINT_STATE),
-                event_callbacks=qos.subscription_events(topic, on_incompatible),
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        for topic in contract.sensors.joint_topics:
+            self._subscriptions.append(
+                node.create_subscription(
+                    JointState,
+                    topic,
+                    lambda message, topic=topic: self._joint_states(topic, message),
+                    qos.own(qos.JOINT_STATE),
+                    event_callbacks=qos.subscription_events(topic, on_incompatible),
+                    qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+                )
             )
-        )
 
     def _image(self, key: str, message: Image | CompressedImage) -> None:
         now_ns = self._now()
@@ -73,10 +73,10 @@ class SensorInputs:
             self._intake.on_image(key, message, now_ns)
             self._on_image(now_ns)
 
-    def _joint_states(self, message: JointState) -> None:
+    def _joint_states(self, topic: str, message: JointState) -> None:
         now_ns = self._now()
         if now_ns:
-            self._intake.on_joint_states(message, now_ns)
+            self._intake.on_joint_states(message, now_ns, topic)
 
     def destroy(self) -> None:
         """Free the subscriptions and end the decoding thread."""

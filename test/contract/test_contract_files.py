@@ -14,6 +14,11 @@ from omega_qvla_ros.contract import check_policy, contract_from_dict, load_contr
 from omega_qvla_ros.resources import config_file, resolve_contract
 
 
+def sources(*given: tuple[str, list[str]], **more: object) -> dict:
+    """Top-level keys with sources of joints: topic and joints of each."""
+    return {"sensors": {"joint_sources": [{"topic": topic, "joints": joints, **more} for topic, joints in given]}}
+
+
 def test_shipped_tabletop_agrees_with_the_environment() -> None:
     contract = load_contract(config_file("robots/tabletop.yaml"))
     limits = contract.joint_limits()
@@ -52,6 +57,14 @@ def test_default_jump_is_one_and_a_half_periods_at_full_speed() -> None:
         ({"safety": {"retry_delay_s": -1}}, "safety.retry_delay_s is -1.0; it must not be negative"),
         ({"safety": {"estop_topic": "e stop"}}, "estop_topic is 'e stop', which is no ROS name"),
         ({"sensors": {"joint_states_topic": "/joint_states"}}, "give a relative name"),
+        (sources(("hand/states", ["fingr"])), r"'fingr' is none of the contract's joints; did you mean 'finger'\?"),
+        (sources(("hand/states", ["finger"]), ("b", ["finger"])), "'finger' comes from 'hand/states' already"),
+        (sources(("hand/states", ["finger"]), ("b", ["shoulder"])), "names every joint"),
+        (sources(("hand/states", [])), "joints is empty"),
+        (sources(("joint_states", ["finger"])), "topic of joint states 'joint_states' occurs 2 times"),
+        (sources(("/hand/states", ["finger"])), "give a relative name"),
+        (sources(("hand/states", ["finger"]), timeout_s=0.0), "timeout_s is 0.0; it must be greater than 0"),
+        (sources(("hand/states", ["finger"]), timeout=0.1), "timeout_s"),
         ({"robot_description": {"use": "yes"}}, "must be one of ignore, optional, required"),
         ({"checkpoint": {"action_mod": "delta"}}, "did you mean 'action_mode'"),
         ({"outputs": []}, "outputs is empty"),

@@ -114,6 +114,25 @@ def test_trajectory_controllers_have_the_recommended_options(contract, controlle
                 assert constraints[name_]["trajectory"] > joint.max_tracking_error
 
 
+@pytest.mark.parametrize("name", [name for name, robot in ROBOTS.items() if robot.driver.republished])
+def test_no_arm_is_watched_through_a_publisher_that_stamps_old_positions_as_new(name) -> None:
+    """Whose timeout would it be? Only a gripper that nobody watches may come from there."""
+    contract = contract_of(name)
+    watched = {joint.name for joint in contract.joints if joint.max_tracking_error is not None}
+    elsewhere = {joint for source in contract.sensors.joint_sources for joint in source.joints}
+    republished = [source for source in contract.sensors.joint_sources if source.topic == "joint_states"]
+    assert contract.sensors.joint_states_topic != "joint_states" and not watched & elsewhere
+    assert all(not watched & set(source.joints) for source in republished)
+    broadcaster = controllers_of(name)["joint_state_broadcaster"]
+    local = contract.sensors.joint_states_topic == "joint_state_broadcaster/joint_states"
+    assert broadcaster.get("use_local_topics", False) is local
+
+
+@pytest.mark.parametrize("name", [robot.simulation.contract for robot in ROBOTS.values()])
+def test_simulated_arms_have_every_joint_on_one_topic(name) -> None:
+    assert contract_of(name).sensors.joint_topics == ("joint_states",)
+
+
 @pytest.mark.parametrize(("contract", "controllers", "name"), CASES)
 def test_every_controller_that_is_started_is_described(contract, controllers, name) -> None:
     available = controllers_of(controllers)

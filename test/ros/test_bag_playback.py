@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from bag_fixtures import episode, padded_image, string, told, write_bag
+from bag_fixtures import episode, joints, padded_image, string, told, write_bag
 from robot_fixtures import CONTRACT, PERIOD_NS, T0, toy_contract, toy_spec
 from sensor_msgs.msg import CompressedImage
 
@@ -90,6 +90,32 @@ def test_bag_and_live_path_give_equal_observations(tmp_path: Path, storage: str,
     bag = write_bag(tmp_path / "bag", messages, storage, log_offset_ns=log_offset_ns)
     assert_equal(played(bag), live)
     assert len(live) == PERIODS
+
+
+def test_joint_with_a_topic_of_its_own_is_recorded_and_played_from_there(tmp_path: Path) -> None:
+    source = {"topic": "hand/joint_states", "joints": ["finger"], "timeout_s": 0.3}
+    contract = toy_contract(sensors={"joint_sources": [source]})
+    messages = episode(PERIODS)
+    # Once in three periods: slower than streams have to be in step, faster than its own timeout.
+    slow = [
+        ("/hand/joint_states", ns, joints(ns - 1_000_000, 9.0, 0.001 * k))
+        for k, (topic, ns, _) in enumerate(messages)
+        if topic == "/joint_states" and k % 3 == 1
+    ]
+    messages = sorted([*messages, *slow], key=lambda message: message[1])
+    with Bag(write_bag(tmp_path / "bag", messages, contract=contract)) as bag:
+        playback = Playback(bag, contract, toy_spec())
+        states = [playback.observation(moment).state for moment in playback.moments()]
+    assert len(states) == PERIODS
+    told_by_hand = {round(0.001 * k, 6) for k in range(len(messages))}
+    assert all(0.0 <= shoulder < 1.0 for _, shoulder in states)
+    assert (
+        len({finger for finger, _ in states}) > 2 and {round(float(finger), 6) for finger, _ in states} <= told_by_hand
+    )
+    assert 0.02 not in {finger for finger, _ in states}  # what the other topic says of it
+    without = write_bag(tmp_path / "without", episode(3))
+    with Bag(without) as bag, pytest.raises(RecordingError, match="no topic '/hand/joint_states'"):
+        Playback(bag, contract, toy_spec())
 
 
 def test_equal_observations_are_equal_tensors(tmp_path: Path) -> None:

@@ -62,7 +62,11 @@ EFFECTS: dict[str, tuple[object, Callable[[PolicyNode, PolicySession], object], 
     "startup_warn_s": (1.5, lambda node, session: session.options.startup_warn_s, 1.5),
     "start_timeout_s": (4.0, lambda node, session: session.options.start_timeout_s, 4.0),
     "image_timeout_s": (0.2, lambda node, session: session.buffer._streams["front"].timeout_ns, 200_000_000),
-    "joint_states_timeout_s": (0.05, lambda node, session: session.buffer._joint_timeout_ns, 50_000_000),
+    "joint_states_timeout_s": (
+        0.05,
+        lambda node, session: session.buffer._joint_streams["joint_states"].timeout_ns,
+        50_000_000,
+    ),
     "second_goal": ("preempt", lambda node, session: value(node, "second_goal"), "preempt"),
     "debug_image": (True, lambda node, session: value(node, "debug_image"), True),
 }

@@ -1,4 +1,7 @@
-"""A forward position controller as output and a compressed camera as input, with the policy node as a real process."""
+"""Outputs and inputs that the demo does not have, with the policy node as a real process.
+
+A forward position controller, a compressed camera, and a gripper with a topic of its own.
+"""
 
 from __future__ import annotations
 
@@ -97,4 +100,37 @@ def test_compressed_camera_is_decoded_and_a_broken_one_holds_the_arm(
     assert int(graph.policy()["dropped.front:undecodable"]) > 3
     assert policy.returncode is None
     sent["data"] = jpeg
+    graph.wait_policy("OK")
+
+
+def test_gripper_with_a_topic_of_its_own_is_heard_and_holds_the_arm_when_it_stops(
+    graph: Graph, checkpoint: str, tmp_path: Path
+) -> None:
+    """What joint_states says of it, as a joint_state_publisher would, is not taken."""
+    data = yaml.safe_load(config_file("robots/tabletop.yaml").read_text(encoding="utf-8"))
+    source = {"topic": "hand/joint_states", "joints": ["gripper"], "timeout_s": 0.6}
+    sensors = data["sensors"] | {"joint_states_timeout_s": 0.6, "joint_sources": [source]}
+    hand = graph.node.create_publisher(JointState, source["topic"], qos_profile_sensor_data)
+    silent = {"hand": True}
+
+    def tick(state: JointState, image: Image) -> None:
+        if not silent["hand"]:
+            own = JointState(header=state.header, name=["gripper"], position=[0.01])
+            hand.publish(own)
+        state.position[list(state.name).index("gripper")] = 0.035
+
+    publish_sensors(graph, tick)
+    cameras = [dict(camera, timeout_s=0.6) for camera in data["cameras"]]
+    file = contract(tmp_path, sensors=sensors, cameras=cameras)
+    graph.start_policy(checkpoint=checkpoint, contract=file, use_sim_time=False, auto_activate=True)
+    graph.wait_policy("HOLD", "nothing received on 'hand/joint_states'")
+    assert graph.commands == []
+    silent["hand"] = False
+    graph.wait(lambda: graph.commands, "commands")
+    first = graph.commands[0][1]
+    assert first.points[0].positions[first.joint_names.index("gripper")] == 0.01  # where it was measured
+    graph.wait(lambda: float(graph.policy()["age_s.hand/joint_states"]) < 0.6, "its age in the diagnostics")
+    silent["hand"] = True
+    graph.wait_policy("HOLD", "'hand/joint_states' is stale")
+    silent["hand"] = False
     graph.wait_policy("OK")

@@ -154,6 +154,33 @@ def test_fault_12_messages_without_our_joints_are_no_sign_of_life(rig: Rig) -> N
     assert rig.state is State.HOLD and "none of the joints shoulder, finger" in rig.session.safety.reasons[0]
 
 
+def test_fault_12_joint_with_a_topic_of_its_own_is_taken_from_there_only() -> None:
+    """A publisher that repeats every joint of the URDF must not overwrite what another one has measured."""
+    source = {"topic": "hand/joint_states", "joints": ["finger"], "timeout_s": 0.3}
+    buffer = ObservationBuffer(toy_contract(sensors={"joint_sources": [source]}))
+    fill(buffer, T0)
+    lacking = buffer.problem(T0)
+    assert lacking is not None and lacking.stream == "hand/joint_states"
+    assert buffer.joint_positions(T0) is None and buffer.joint_sample() is None
+    for k in range(3):
+        now_ns = T0 + (k + 1) * MS
+        assert buffer.add_joints(NAMES, [9.0, 0.01], now_ns, now_ns, "hand/joint_states") is None
+        assert buffer.add_joints(NAMES, [0.1, 0.04], now_ns, now_ns) is None
+    np.testing.assert_array_equal(buffer.joint_sample()[1], [0.1, 0.01])
+    np.testing.assert_array_equal(buffer.joint_positions(T0 + 3 * MS), [0.1, 0.01])
+    assert buffer.add_joints(["shoulder"], [9.0], T0 + 4 * MS, T0 + 4 * MS, "hand/joint_states") == "foreign"
+    assert buffer.counters["hand/joint_states:foreign"] == 1
+    # The hand is slower than the tolerance between streams allows; its own timeout says how old it may be.
+    for k in range(4, 204, 50):
+        for key in ("front", "wrist"):
+            buffer.add_image(key, "image", T0 + k * MS, T0 + k * MS)
+        buffer.add_joints(NAMES, [0.001 * k, 0.04], T0 + k * MS, T0 + k * MS)
+    snapshot = buffer.assemble(T0 + 154 * MS)
+    assert not isinstance(snapshot, NotReady)
+    np.testing.assert_allclose(snapshot.positions, [0.154, 0.01])
+    np.testing.assert_allclose(buffer.joint_velocities(), [1.0, 0.0])
+
+
 def test_fault_15_joint_states_without_velocities_are_differenced(rig: Rig) -> None:
     message = JointState(name=list(NAMES), position=[0.1, 0.02])
     assert msgs.joint_positions_by_name(message) == {"shoulder": 0.1, "finger": 0.02}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from fault_checks import IMAGE_TIMEOUT_NS, JOINT_TIMEOUT_NS, check_hold, first_tick_after, hold_after, run_until
-from robot_fixtures import PERIOD_NS
+from robot_fixtures import PERIOD_NS, toy_contract
 from session_rig import NAMES, Rig
 
 from omega_qvla_ros.guard import State
@@ -149,6 +149,43 @@ def test_fault_14_one_joint_of_a_split_message_that_stops_holds_in_time(
     record_property("fault_to_hold_s", (rig.now - stamp_ns) * 1e-9)
     record_property("bound_s", (JOINT_TIMEOUT_NS + PERIOD_NS) * 1e-9)
     assert "joint 'shoulder'" in rig.session.safety.reasons[0]
+
+
+@pytest.mark.parametrize("offset_ns", OFFSETS_NS)
+@pytest.mark.parametrize("stopped", ["joint_states", "hand/joint_states"])
+def test_fault_14_joint_with_a_topic_of_its_own_holds_by_its_own_timeout(
+    stopped: str, offset_ns: int, record_property
+) -> None:
+    """Each of the two topics stops while the other one goes on, with every joint in its messages."""
+    timeouts_ns = {"joint_states": JOINT_TIMEOUT_NS, "hand/joint_states": 300_000_000}
+    source = {"topic": "hand/joint_states", "joints": ["finger"], "timeout_s": 0.3}
+    rig = Rig(toy_contract(sensors={"joint_sources": [source]}))
+    rig.sensors.discard("joints")
+    feed = rig.feed
+
+    def feed_topics() -> None:
+        feed()
+        for topic in timeouts_ns:
+            if topic in rig.sensors:
+                rig.session.buffer.add_joints(list(NAMES), rig.position(), rig.now, rig.now, topic)
+
+    rig.feed = feed_topics
+    rig.sensors |= set(timeouts_ns)
+    rig.run(10)
+    assert rig.state is State.OK and rig.speed > 0.0
+    rig.sensors.discard(stopped)
+    stamp_ns = rig.now + offset_ns
+    rig.session.buffer.add_joints(list(NAMES), rig.position(), stamp_ns, stamp_ns, stopped)
+    check_time_to_hold(rig, stamp_ns, timeouts_ns[stopped], record_property)
+    joint = "shoulder" if stopped == "joint_states" else "finger"
+    assert (
+        f"'{stopped}' is stale" in rig.session.safety.reasons[0] and f"joint {joint!r}" in rig.session.safety.reasons[0]
+    )
+    check_hold(hold_after(rig))
+    rig.sensors.add(stopped)
+    rig.run(6)
+    assert rig.state is State.OK and rig.speed > 0.0
+    rig.close()
 
 
 def test_fault_28_hanging_inference_holds_at_the_first_tick_after_its_deadline(record_property) -> None:
