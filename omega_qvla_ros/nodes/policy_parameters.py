@@ -205,7 +205,7 @@ POLICY_NODE = (
     ParameterSpec(
         "joint_states_timeout_s",
         0.0,
-        "An older joint position holds the arm, in s; 0 is the contract's number, a larger one has no effect.",
+        "An older position on joint_states_topic holds the arm, in s; 0 is the contract's, a larger one has no effect.",
         when=When.LIVE,
         minimum=0.0,
         maximum=60.0,
