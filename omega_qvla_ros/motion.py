@@ -38,10 +38,6 @@ HOLD_REPEATS = 3
 """A hold is sent in so many consecutive control periods, so that one lost message does no harm."""
 HOLD_PERIODS = HOLD_REPEATS + 1
 """A hold lasts at least this long, so that its last repetition is not after its end."""
-SWITCH_LEAD_S = 0.01
-"""A new chunk replaces the committed motion so long after it was planned: the message must be there before, because a
-controller that receives it later steps from the old motion to the new one. Covers transport on one host. Holds do not
-wait."""
 STILL_SHARE = 0.02
 """A measured speed below this share of the joint's velocity limit is sensor noise of a standing joint."""
 
@@ -94,6 +90,7 @@ class Motion:
         self._scheduler = scheduler
         self._guard = guard
         self._period_ns = nanoseconds(contract.period_s)
+        self._switch_lead_ns = nanoseconds(contract.chunk.switch_lead_s)
         self._chunk_period_ns = nanoseconds(1.0 / contract.chunk_rate_hz)
         self._plan: Plan | None = None
         self._holding = False
@@ -158,7 +155,7 @@ class Motion:
         targets = np.stack([np.interp(times_ns, known_ns, column) for column in known.T], axis=1)
         for k in np.flatnonzero(times_ns < known_ns[0]):
             targets[k] = self._plan.sample(int(times_ns[k]))[0]
-        switch_ns = observation_ns + nanoseconds(latency_s + SWITCH_LEAD_S)
+        switch_ns = observation_ns + nanoseconds(latency_s) + self._switch_lead_ns
         return CommittedPrefix(self._binding.actions(targets, observed), int((times_ns < switch_ns).sum()))
 
     def queue_s(self, now_ns: int) -> float:
@@ -244,7 +241,7 @@ class Motion:
         Args:
             ticket: What the chunk was computed from.
             chunk: Actions in the checkpoint's order and units.
-            now_ns: The arm switches to it ``SWITCH_LEAD_S`` later.
+            now_ns: The arm switches to it ``chunk.switch_lead_s`` later. Holds do not wait.
             measured: ``[joints]`` measured positions, where the motion begins if nothing is commanded yet.
             velocity: ``[joints]`` measured velocities with which it begins then; None: from rest.
             observed: ``[joints]`` positions at the observation, to which actions that are deltas are added; None: as
@@ -265,7 +262,7 @@ class Motion:
         base = self._plan if self._plan is not None else self._measured_plan(now_ns, measured, velocity)
         if base.times_ns[0] > now_ns:
             base = still_plan(now_ns, base.positions[0], self._period_ns)
-        switch_ns = base.free_time(now_ns + nanoseconds(SWITCH_LEAD_S))
+        switch_ns = base.free_time(now_ns + self._switch_lead_ns)
         placement = self._scheduler.place(
             ticket,
             ActionChunk(actions, chunk.period_s, chunk.first_action_delay_s),

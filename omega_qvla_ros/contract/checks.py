@@ -141,6 +141,11 @@ def _check_numbers(contract: RobotContract, where: str) -> None:
     if chunk.blend_time_s < 0:
         raise ConfigError(f"{where}.chunk.blend_time_s is {chunk.blend_time_s}; it must not be negative")
     _positive(chunk.min_remaining_s, f"{where}.chunk.min_remaining_s")
+    if not 0.0 <= chunk.switch_lead_s < chunk.min_remaining_s:
+        raise ConfigError(
+            f"{where}.chunk.switch_lead_s is {chunk.switch_lead_s}; at least 0, and below min_remaining_s "
+            f"({chunk.min_remaining_s:g}), or no chunk would be there in time"
+        )
     if not limits.max_slowdown >= 1.0:
         raise ConfigError(f"{where}.limits.max_slowdown is {limits.max_slowdown}; at least 1, which slows nothing down")
     if limits.reject_beyond_range is not None and limits.reject_beyond_range < 0:

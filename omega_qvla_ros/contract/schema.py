@@ -186,6 +186,9 @@ class ChunkContract:
         blend_time_s: Time over which a new chunk replaces the committed one.
         min_remaining_s: A chunk of which less than this lies ahead is late and dropped; half of a short chunk is
             enough. Origin: the arm would begin to brake before the next chunk can be there.
+        switch_lead_s: A new chunk replaces the committed motion so long after it was planned: a message that the
+            controller receives later makes a step from the one to the other. Origin: covers transport on one host; a
+            robot on a network needs what its messages take.
         method: ``blend``: chunks are planned freely and blended. ``rtc``: each is planned to continue the committed one
             (real-time chunking), and what is left of the difference is blended.
     """
@@ -194,6 +197,7 @@ class ChunkContract:
     execution_horizon_steps: int = 4
     blend_time_s: float = 0.1
     min_remaining_s: float = 0.1
+    switch_lead_s: float = 0.01
     method: Literal["blend", "rtc"] = "blend"
 
 

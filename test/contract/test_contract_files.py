@@ -47,6 +47,8 @@ def test_default_jump_is_one_and_a_half_periods_at_full_speed() -> None:
         ({"limits": {"mode": "ignore"}}, "must be one of clamp, scale, reject"),
         ({"chunk": {"blend_time": 0.1}}, "did you mean 'blend_time_s'"),
         ({"chunk": {"min_remaining_s": 0.0}}, "chunk.min_remaining_s is 0.0; it must be greater than 0"),
+        ({"chunk": {"switch_lead_s": -0.01}}, "chunk.switch_lead_s is -0.01; at least 0"),
+        ({"chunk": {"switch_lead_s": 0.1}}, r"switch_lead_s is 0.1; .* below min_remaining_s \(0.1\)"),
         ({"limits": {"max_slowdown": 0.5}}, "limits.max_slowdown is 0.5; at least 1"),
         ({"safety": {"max_late_chunks": 0}}, "safety.max_late_chunks is 0; it must be greater than 0"),
         ({"safety": {"stall_time": 1.0}}, "did you mean 'stall_time_s'"),

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from robot_fixtures import PERIOD_NS, T0, ramp, toy_contract
+from robot_fixtures import PERIOD_NS, T0, ramp, toy_contract, toy_spec
 from session_rig import NAMES, Rig
 
 from omega_qvla_core.policy_types import ActionChunk
+from omega_qvla_ros.contract import check_policy
 from omega_qvla_ros.guard import ChunkRejected, MotionGuard, State
+from omega_qvla_ros.motion import Motion
 from omega_qvla_ros.observation import ObservationBuffer
 from omega_qvla_ros.scheduler import ChunkDropped, ChunkScheduler
 from omega_qvla_ros.tracking import TrackingMonitor
@@ -50,6 +52,29 @@ def test_session_takes_the_contracts_numbers_about_chunks(own: bool) -> None:
     late = [reason for reason in rig.session.safety.reasons if "2 chunks in a row came after their own end" in reason]
     assert (rig.state is State.LATCHED, rig.session.scheduler.dropped["late"], len(late)) == (own, 2 * own, own)
     rig.close()
+
+
+@pytest.mark.parametrize("lead_s", [0.0, 0.01, 0.09])
+def test_chunk_takes_over_so_long_after_it_was_planned(lead_s: float) -> None:
+    """A message that comes within the lead changes nothing of what the controller does until then."""
+    contract = toy_contract(chunk={"switch_lead_s": lead_s, "blend_time_s": 0.0})
+    scheduler, guard = ChunkScheduler(4, 0.0, 0.05), MotionGuard(contract)
+    motion = Motion(contract, check_policy(contract, toy_spec()), 8, scheduler, guard)
+
+    def give(step: float, now_ns: int) -> None:
+        actions = ActionChunk(ramp(0.0, step)[:, ::-1].copy(), 0.05, 0.05)
+        motion.on_chunk(scheduler.begin(now_ns), actions, now_ns, np.array([0.0, 0.02]))
+
+    give(0.04, T0)
+    now_ns, before = T0 + 120_000_000, motion.plan
+    give(-0.01, now_ns)
+    after_ms = np.arange(0, 160, 5)
+    apart = [
+        float(np.abs(motion.plan.sample(now_ns + ms * 1_000_000)[0] - before.sample(now_ns + ms * 1_000_000)[0]).max())
+        for ms in after_ms
+    ]
+    first = int(after_ms[np.flatnonzero(np.array(apart) > 1e-9)[0]])
+    assert lead_s * 1e3 <= first - 5 + 1e-6 <= lead_s * 1e3 + 5
 
 
 @pytest.mark.parametrize(("max_slowdown", "taken"), [(4.0, True), (1.05, False)])
