@@ -66,17 +66,14 @@ def follow(reference: Plan, limits: JointLimits, hard: JointLimits) -> Plan:
     on_reference = np.ones(len(position), dtype=bool)
     for k, (span, next_span) in enumerate(zip(spans, following)):
         target, wanted = reference.positions[k + 1], reference.velocities[k + 1]
-        soft = Walls(ahead.low[k + 1], ahead.high[k + 1])
+        boxes = _boxes(Walls(ahead.low[k + 1], ahead.high[k + 1]), limits, hard)
         direct = np.where(on_reference, direct_ok[k], False)
         if not on_reference.all():
             direct |= ~on_reference & _segment_fits(
                 reference.times_ns[k : k + 2], position, velocity, target, wanted, limits
             )
-        direct &= _stops(target, wanted, 0.0, Walls(soft.low, soft.high), limits.max_acceleration)
-        for box in (limits, hard):
-            walls = Walls(box.position_min, box.position_max)
-            direct &= _stops(target, wanted, next_span, walls, box.max_acceleration)
-        chosen = _steer(position, velocity, target, wanted, span, next_span, soft, limits, hard)
+        direct &= _stops(target, wanted, np.array([[0.0], [next_span], [next_span]]), *boxes).all(axis=0)
+        chosen = _steer(position, velocity, target, wanted, span, next_span, boxes, limits, hard)
         position, velocity = (
             np.where(direct, target, position + (velocity + chosen) * (span / 2.0)),
             np.where(direct, wanted, chosen),
@@ -104,6 +101,13 @@ def excess(plan: Plan, limits: JointLimits) -> dict[str, np.ndarray]:
     }
 
 
+def _boxes(soft: Walls, limits: JointLimits, hard: JointLimits) -> tuple[Walls, np.ndarray]:
+    """Walls and accelerations ``[3, joints]``: what is still to be reached, ``limits``, ``hard``."""
+    low = np.stack([soft.low, limits.position_min, hard.position_min])
+    high = np.stack([soft.high, limits.position_max, hard.position_max])
+    return Walls(low, high), np.stack([limits.max_acceleration, limits.max_acceleration, hard.max_acceleration])
+
+
 def _fits(plan: Plan, limits: JointLimits) -> np.ndarray:
     """bool ``[segments, joints]``: the cubic from knot to knot is within the limits, its ends' stopping apart."""
     over = excess(plan, limits)
@@ -127,7 +131,7 @@ def _steer(
     wanted: np.ndarray,
     span: float,
     next_span: float,
-    soft: Walls,
+    boxes: tuple[Walls, np.ndarray],
     limits: JointLimits,
     hard: JointLimits,
 ) -> np.ndarray:
@@ -143,19 +147,12 @@ def _steer(
     chosen = wanted + np.sign(error) * (np.sqrt(soft_step * soft_step + 2.0 * limit * np.abs(error)) - soft_step)
     top = limits.max_velocity
     low, high = np.maximum(velocity - step, -top), np.minimum(velocity + step, top)
-    for walls, acceleration in (
-        (soft, limit),
-        (Walls(limits.position_min, limits.position_max), limit),
-    ):
-        wall_low, wall_high = _between(position, velocity, span, next_span, walls, acceleration)
-        low, high = np.maximum(low, wall_low), np.minimum(high, wall_high)
+    wall_low, wall_high = _between(position, velocity, span, next_span, *boxes)
+    low, high = np.maximum(low, wall_low[:2].max(axis=0)), np.minimum(high, wall_high[:2].min(axis=0))
     chosen = np.clip(chosen, np.minimum(low, high), np.maximum(low, high))
     chosen = np.clip(chosen, velocity - step, velocity + step)
     # Last, because it may ask for more than `step` where limits were lowered: then the contract's deceleration.
-    wall_low, wall_high = _between(
-        position, velocity, span, next_span, Walls(hard.position_min, hard.position_max), hard.max_acceleration
-    )
-    chosen = np.clip(chosen, np.minimum(wall_low, wall_high), np.maximum(wall_low, wall_high))
+    chosen = np.clip(chosen, np.minimum(wall_low[2], wall_high[2]), np.maximum(wall_low[2], wall_high[2]))
     most = hard.max_acceleration * span
     return np.clip(chosen, velocity - most, velocity + most)
 
@@ -163,10 +160,12 @@ def _steer(
 def _between(
     position: np.ndarray, velocity: np.ndarray, span: float, next_span: float, walls: Walls, limit: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest velocity at the end of a segment from which the walls can still be kept."""
-    high = _highest(walls.high - position, velocity, span, next_span, limit)
-    low = -_highest(position - walls.low, -velocity, span, next_span, limit)
-    return low, high
+    """Lowest and highest velocity at the end of a segment from which the walls can still be kept, one row per box."""
+    room = np.concatenate([walls.high - position, position - walls.low])
+    count = len(walls.high)
+    towards = np.concatenate([np.broadcast_to(velocity, walls.high.shape), np.broadcast_to(-velocity, walls.low.shape)])
+    highest = _highest(room, towards, span, next_span, np.concatenate([limit, limit]))
+    return -highest[count:], highest[:count]
 
 
 def _highest(room: np.ndarray, velocity: np.ndarray, span: float, next_span: float, limit: np.ndarray) -> np.ndarray:
@@ -185,8 +184,10 @@ def _highest(room: np.ndarray, velocity: np.ndarray, span: float, next_span: flo
     return np.where(left >= 0.0, stop, np.maximum(turn, velocity - limit * span))
 
 
-def _stops(position: np.ndarray, velocity: np.ndarray, next_span: float, walls: Walls, limit: np.ndarray) -> np.ndarray:
-    """bool ``[joints]``: from this state the walls can be kept (see ``_highest``)."""
+def _stops(
+    position: np.ndarray, velocity: np.ndarray, next_span: np.ndarray, walls: Walls, limit: np.ndarray
+) -> np.ndarray:
+    """bool, one row per box: from this state the walls can be kept (see ``_highest``)."""
     room = np.where(velocity > 0.0, walls.high - position, position - walls.low)
     speed = np.abs(velocity)
     need = speed * speed / (2.0 * limit) + speed * (next_span / 2.0)

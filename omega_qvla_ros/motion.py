@@ -15,6 +15,7 @@ import numpy as np
 from omega_qvla_core.policy_types import ActionChunk, CommittedPrefix
 from omega_qvla_ros import jtc
 from omega_qvla_ros.contract import PolicyBinding, RobotContract
+from omega_qvla_ros.dispatch import Commanded, Dispatch
 from omega_qvla_ros.guard import MotionGuard
 from omega_qvla_ros.scheduler import ChunkDropped, ChunkScheduler, Ticket
 from omega_qvla_ros.splines import nanoseconds, seconds
@@ -57,9 +58,10 @@ class Seam:
 
 @dataclass
 class MotionCounters:
-    """What left the node."""
+    """What left the node, and what was ``withdrawn`` because it would have left too late."""
 
     published: int = 0
+    withdrawn: int = 0
     holds: int = 0
     exhausted: int = 0
     tracking_lost: int = 0
@@ -101,6 +103,7 @@ class Motion:
         self._exhausted = True
         self._task = 0
         self._targets: tuple[np.ndarray, np.ndarray] | None = None
+        self.dispatch = Dispatch()
         self.seam: Seam | None = None
         """Of the last switch from a motion that was under way."""
         self.tracking = TrackingMonitor(self._names, guard.contract_limits, contract.safety.stall_time_s)
@@ -155,7 +158,7 @@ class Motion:
         targets = np.stack([np.interp(times_ns, known_ns, column) for column in known.T], axis=1)
         for k in np.flatnonzero(times_ns < known_ns[0]):
             targets[k] = self._plan.sample(int(times_ns[k]))[0]
-        switch_ns = observation_ns + nanoseconds(latency_s) + self._switch_lead_ns
+        switch_ns = observation_ns + nanoseconds(latency_s) + self.dispatch.planning_ns + self._switch_lead_ns
         return CommittedPrefix(self._binding.actions(targets, observed), int((times_ns < switch_ns).sum()))
 
     def queue_s(self, now_ns: int) -> float:
@@ -189,6 +192,7 @@ class Motion:
         self._forget_at_end = False
         self._holding = False
         self._unstamped_since_ns = None
+        self.dispatch.reset()
 
     def clock_jumped(self, now_ns: int, measured: np.ndarray | None, velocity: np.ndarray | None) -> None:
         """As ``restart`` when the stamps of the plan mean nothing any more: the hold starts on reception (stamp 0).
@@ -213,6 +217,7 @@ class Motion:
         here = measured_plan(now_ns, position, self._startable(position, speed), self._period_ns)
         self._plan = hold_plan(here, now_ns, limits, self._period_ns, HOLD_PERIODS)
         self._unstamped_since_ns = now_ns
+        self.dispatch.reset()
         self._last_tick_ns = None
         self._hold_left = HOLD_REPEATS
         self._forget_at_end = True
@@ -226,6 +231,7 @@ class Motion:
             self._holding = False
             self._exhausted = True
             self._unstamped_since_ns = None
+            self.dispatch.reset()
 
     def on_chunk(
         self,
@@ -241,7 +247,7 @@ class Motion:
         Args:
             ticket: What the chunk was computed from.
             chunk: Actions in the checkpoint's order and units.
-            now_ns: The arm switches to it ``chunk.switch_lead_s`` later. Holds do not wait.
+            now_ns: The arm switches to it ``dispatch.planning_ns`` and ``chunk.switch_lead_s`` later. A hold at once.
             measured: ``[joints]`` measured positions, where the motion begins if nothing is commanded yet.
             velocity: ``[joints]`` measured velocities with which it begins then; None: from rest.
             observed: ``[joints]`` positions at the observation, to which actions that are deltas are added; None: as
@@ -262,11 +268,12 @@ class Motion:
         base = self._plan if self._plan is not None else self._measured_plan(now_ns, measured, velocity)
         if base.times_ns[0] > now_ns:
             base = still_plan(now_ns, base.positions[0], self._period_ns)
-        switch_ns = base.free_time(now_ns + self._switch_lead_ns)
+        left_ns = now_ns + self.dispatch.planning_ns
+        switch_ns = base.free_time(left_ns + self._switch_lead_ns)
         placement = self._scheduler.place(
             ticket,
             ActionChunk(actions, chunk.period_s, chunk.first_action_delay_s),
-            now_ns,
+            left_ns,
             lambda time_ns: base.sample(time_ns)[0],
             switch_ns,
         )
@@ -275,6 +282,7 @@ class Motion:
         if self._plan is not None and switch_ns < self._plan.end_ns and not self._holding:
             self.seam = Seam(placement.seam, self._guard.asked * self._guard.limits.max_acceleration)
         self._plan = self._with_end(plan)
+        self.dispatch.part_at(switch_ns)
         self._scheduler.confirm(ticket, placement)
         self._task = ticket.task
         inside = np.clip(placement.targets, self._guard.limits.position_min, self._guard.limits.position_max)
@@ -302,6 +310,7 @@ class Motion:
             until_ns = self._plan.free_time(until_ns)
             self._targets = None
             self._plan = self._with_end(self._plan.committed(until_ns, now_ns - 2 * self._period_ns))
+            self.dispatch.part_at(until_ns)
 
     def hold(self, now_ns: int) -> None:
         """Decelerate from the present command and stay; chunks under way are void. Does nothing while holding."""
@@ -315,6 +324,7 @@ class Motion:
             start_ns, limits = self._plan.free_time(now_ns), self._guard.contract_limits
             self._plan = hold_plan(self._plan, start_ns, limits, self._period_ns, HOLD_PERIODS)
             self._hold_left = HOLD_REPEATS
+            self.dispatch.part_at(start_ns)
             self.counters.holds += 1
 
     @property
@@ -347,6 +357,32 @@ class Motion:
                 self._scheduler.retry()
             return None
         return self._checked(window(self._plan, now_ns, self._names, self._period_ns), now_ns)
+
+    def in_time(self, message: JointTrajectory, now_ns: int, age_ns: int) -> JointTrajectory | None:
+        """What may leave, if the message took long to make: one whose motion parts in the past would be a step.
+
+        A hold then begins anew; a chunk is withdrawn, and the motion that the controller knows goes on.
+
+        Args:
+            message: What ``tick`` gave last.
+            now_ns: The time that ``tick`` was given.
+            age_ns: How long ago that was.
+
+        Returns:
+            ``message`` itself if it is in time.
+        """
+        sent = self.dispatch.left(now_ns, age_ns)
+        if sent is None:
+            return message
+        late_hold = self._holding
+        self.counters.withdrawn += 1
+        self._plan, self._targets, self._task, self._holding = sent.plan, sent.targets, sent.task, sent.holding
+        if not late_hold:
+            self._scheduler.withdraw()
+        elif not self._holding:
+            self.counters.holds -= self._plan is not None
+            self.hold(now_ns + age_ns)
+        return self.tick(now_ns + age_ns)
 
     @property
     def exhausted(self) -> bool:
@@ -381,6 +417,7 @@ class Motion:
         reason = jtc.validate(trajectory, now_ns, self._names)
         if reason is None:
             self.counters.published += 1
+            self.dispatch.message(Commanded(self._plan, self._targets, self._task, self._holding))
             return trajectory
         self.invalid[reason] += 1
         log.error("a trajectory was not sent because the controller would refuse it: %s", reason)

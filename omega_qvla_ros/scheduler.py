@@ -194,6 +194,11 @@ class ChunkScheduler:
         self.accepted += 1
         self.skipped_steps += placement.skipped
 
+    def withdraw(self) -> None:
+        """A chunk that was accepted would have reached the arm too late: the next observation is used at once."""
+        self.dropped["withdrawn"] += 1
+        self.retry()
+
     def _blend_weight(self, after_ns: np.ndarray) -> np.ndarray:
         """0 at the switch, 1 from ``blend_time_s`` on, with zero slope at both ends (3 u^2 - 2 u^3)."""
         blend_ns = nanoseconds(self.blend_time_s)

@@ -21,7 +21,7 @@ from omega_qvla_ros.emergency_stop import EmergencyStop, Refused
 from omega_qvla_ros.guard import ChunkRejected, MotionGuard, SafetyState, State
 from omega_qvla_ros.inference import InferenceResult, InferenceWorker
 from omega_qvla_ros.motion import Motion
-from omega_qvla_ros.notices import ImageWatch, InertWatch, Notices
+from omega_qvla_ros.notices import EVENT_NS, ImageWatch, InertWatch, Notices
 from omega_qvla_ros.observation import NotReady, ObservationBuffer, Snapshot
 from omega_qvla_ros.scheduler import ChunkDropped, ChunkScheduler
 from omega_qvla_ros.session_options import PolicyLike, SessionOptions
@@ -306,6 +306,14 @@ class PolicySession:
         message = self.motion.tick(now_ns)
         self.request(now_ns)
         return message
+
+    def in_time(self, message: JointTrajectory, now_ns: int, age_ns: int) -> JointTrajectory | None:
+        """The last look before a message leaves; see ``Motion.in_time``."""
+        leaving = self.motion.in_time(message, now_ns, age_ns)
+        if leaving is not message:
+            text = f"a motion was withdrawn, {age_ns / 1e6:.0f} ms after its time was read: the processor is too busy"
+            self.notices.set("late", text, now_ns + EVENT_NS)
+        return leaving
 
     def collect(self, now_ns: int) -> bool:
         """Take a finished inference, if there is one. True if the commanded motion changed."""

@@ -48,6 +48,7 @@ from omega_qvla_core.errors import ConfigError
 from omega_qvla_ros import msgs
 from omega_qvla_ros.jtc import TrajectoryExecutor
 from omega_qvla_ros.nodes import diagnostics, parameters, process, qos
+from omega_qvla_ros.reference_peaks import ReferencePeaks
 from omega_qvla_ros.splines import NS_PER_S, nanoseconds, seconds
 from omega_qvla_ros.stats import TickMonitor
 
@@ -93,6 +94,7 @@ class MujocoBridgeNode(Node):
         self._controller = TrajectoryExecutor(
             JOINT_NAMES, bool(parameters.value(self, "interpolate_from_desired_state"))
         )
+        self._peaks = ReferencePeaks(len(JOINT_NAMES), CONTROL_NS)
         self._lock = threading.Lock()
         self._resets: list[Future[str]] = []
         self._now_ns = START_NS
@@ -213,6 +215,7 @@ class MujocoBridgeNode(Node):
             self._episodes += 1
             self._episode = Episode(number, seed, task, task.wording(seed), self._now_ns)
             self._controller.hold(self.env.joint_positions())
+            self._peaks.restart()
         self.get_logger().info(f"episode {number}: seed {seed}, {task}: {self._episode.instruction!r}")
         return json.dumps({**self._describe(self._episode), "time_ns": self._now_ns})
 
@@ -230,9 +233,11 @@ class MujocoBridgeNode(Node):
         with self._lock:
             target_ns = self._now_ns + STEP_NS
             # The controller's command for the end of its period, as ros2_control writes it.
-            target, _ = self._controller.sample(target_ns, self.env.joint_positions(), self.env.joint_velocities())
+            target, speed = self._controller.sample(target_ns, self.env.joint_positions(), self.env.joint_velocities())
             if not np.isfinite(target).all():
                 target = self._refuse_target(target)
+            else:
+                self._peaks.sample(target_ns, target, speed)
         self.env.set_command(limit_command(self.env.command(), target, COMMAND_PERIOD_S))
         self.env.advance(COMMAND_PERIOD_S)
         with self._lock:
@@ -247,6 +252,7 @@ class MujocoBridgeNode(Node):
         name = JOINT_NAMES[int(np.flatnonzero(~np.isfinite(target))[0])]
         command = self.env.command()
         self._controller.hold(command)
+        self._peaks.restart()
         self._counters["trajectories_not_finite"] += 1
         self._episode.not_finite += 1
         self.get_logger().error(
@@ -265,6 +271,7 @@ class MujocoBridgeNode(Node):
             episode = self._episode
             episode.ended_ns = self._now_ns
             self._controller.hold(self.env.command())
+            self._peaks.restart()
         result = {
             **self._describe(episode),
             "success": bool(status.success),
@@ -312,6 +319,8 @@ class MujocoBridgeNode(Node):
                 "trajectories_rejected": rejected,
                 **{f"rejected.{reason}": count for reason, count in self._rejections.items()},
                 **self._counters,
+                **{f"reference_jump.{name}": float(value) for name, value in zip(JOINT_NAMES, self._peaks.jump)},
+                **{f"reference_acceleration.{n}": float(a) for n, a in zip(JOINT_NAMES, self._peaks.acceleration)},
                 "real_time_factor": self._rate.rate_hz * COMMAND_PERIOD_S,
                 **self._describe(self._episode),
             }

@@ -243,13 +243,13 @@ class PolicyNode(GuardedLifecycleNode):
         return self.get_clock().now().nanoseconds
 
     def _on_control_tick(self) -> None:
-        now_ns = self._now()
+        now_ns, read_ns = self._now(), time.monotonic_ns()
         self._reporter.ticked_s = time.monotonic()
         session = self._session
         if session is None or now_ns == 0:  # simulated time has not begun
             return
         state = session.safety.state
-        self._publish(session.step(now_ns), now_ns)
+        self._publish(session.step(now_ns), now_ns, read_ns)
         if session.safety.state is not state:
             diagnostics.log_state(self.get_logger(), state, session)
         self._reporter.on_tick()
@@ -266,11 +266,11 @@ class PolicyNode(GuardedLifecycleNode):
 
     def _on_chunk_ready(self) -> None:
         """A chunk does not wait for the next control tick."""
-        now_ns = self._now()
+        now_ns, read_ns = self._now(), time.monotonic_ns()
         if self._session is None or now_ns == 0:
             return
         if self._session.collect(now_ns):
-            self._publish(self._session.motion.tick(now_ns), now_ns)
+            self._publish(self._session.motion.tick(now_ns), now_ns, read_ns)
         self._request(now_ns)
 
     def _request(self, now_ns: int) -> None:
@@ -280,12 +280,19 @@ class PolicyNode(GuardedLifecycleNode):
     def _send(self) -> None:
         """Send what the session wants to be sent now, between two control ticks."""
         if self._session is not None:
-            now_ns = self._now()
-            self._publish(self._session.motion.tick(now_ns), now_ns)
+            now_ns, read_ns = self._now(), time.monotonic_ns()
+            self._publish(self._session.motion.tick(now_ns), now_ns, read_ns)
 
-    def _publish(self, trajectory: JointTrajectory | None, now_ns: int) -> None:
-        if self._outputs is not None and self._session is not None:
-            self._outputs.send(trajectory, self._session.motion.plan, now_ns)
+    def _publish(self, trajectory: JointTrajectory | None, now_ns: int, read_ns: int) -> None:
+        """Send a message that was made for ``now_ns``, which was read at ``read_ns`` of the steady clock.
+
+        By the steady clock, because simulated time stands while a callback runs.
+        """
+        if self._outputs is None or self._session is None:
+            return
+        if trajectory is not None:
+            trajectory = self._session.in_time(trajectory, now_ns, time.monotonic_ns() - read_ns)
+        self._outputs.send(trajectory, self._session.motion.plan, now_ns)
 
     def _poll_outputs(self) -> None:
         if self.lifecycle == "active":
@@ -311,8 +318,8 @@ class PolicyNode(GuardedLifecycleNode):
     def _on_clock_jump(self, jump: TimeJump) -> None:
         if self._session is not None:
             self.get_logger().warning("the clock jumped back: hold here; the plan and all samples are dropped")
-            now_ns = self._now()
-            self._publish(self._session.clock_jumped(now_ns), now_ns)
+            now_ns, read_ns = self._now(), time.monotonic_ns()
+            self._publish(self._session.clock_jumped(now_ns), now_ns, read_ns)
 
     # Parameters and instruction.
 

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState
@@ -37,6 +36,7 @@ from omega_qvla_ros.contract import RobotContract
 from omega_qvla_ros.nodes import qos
 from omega_qvla_ros.soak.report import reason_kind
 from omega_qvla_ros.soak.watch import CommandWatch
+from omega_qvla_ros.splines import nanoseconds
 
 RELAYED = "soak/"
 """Prefix of the topics that the policy node listens to instead of the robot's own."""
@@ -78,7 +78,6 @@ class SoakNode(Node):
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self)
         self._failure = failure
-        self._names = contract.joint_names
         self.watch = CommandWatch(contract)
         self.time_ns = 0
         self.status: dict[str, str] = {}
@@ -91,9 +90,8 @@ class SoakNode(Node):
         self.moving_s = time.monotonic()
         """Steady time at which the arm was last allowed to move."""
         self._state = ""
-        self._deaf = True
-        self._measured = (np.zeros(len(self._names)), np.zeros(len(self._names)))
-        self._measured_ns = self._reset_ns = 0
+        self._measured_ns = 0
+        self._joints_timeout_ns = nanoseconds(contract.sensors.joint_states_timeout_s)
         self.streams = {camera.key: Relay() for camera in contract.cameras}
         self.joints = Relay()
         self.burst = False
@@ -149,12 +147,7 @@ class SoakNode(Node):
         publisher.publish(relay.newest)
 
     def _on_joints(self, message: JointState) -> None:
-        positions, velocities = msgs.joint_positions_by_name(message), msgs.joint_velocities_by_name(message)
-        if all(name in positions and name in velocities for name in self._names):
-            self._measured = tuple(
-                np.array([values[name] for name in self._names]) for values in (positions, velocities)
-            )
-            self._measured_ns = msgs.stamp_to_ns(message.header.stamp)
+        self._measured_ns = msgs.stamp_to_ns(message.header.stamp)
         if self.joints.fault == "joints_drop":
             return
         if self.joints.fault == "joints_nan":
@@ -171,16 +164,12 @@ class SoakNode(Node):
 
     def _on_clock(self, message: Clock) -> None:
         self.time_ns = msgs.stamp_to_ns(message.clock)
-        if not self._deaf:
-            self.watch.execute(self.time_ns, *self._measured)
 
     def _on_command(self, message: JointTrajectoryMsg) -> None:
         trajectory = msgs.trajectory_from_msg(message)
         # Whether it came too late is the bridge's to judge, whose clock it is; this node may be late itself.
         now_ns = min(self.time_ns, trajectory.end_ns) if trajectory.stamp_ns and trajectory.points else self.time_ns
-        # One from before the reset may wait here until after it; the robot has got it long ago.
-        of_the_old_pose = 0 < trajectory.stamp_ns < self._reset_ns
-        self.watch.trajectory(trajectory, now_ns, executed=not (self._deaf or of_the_old_pose))
+        self.watch.trajectory(trajectory, now_ns)
 
     def _on_status(self, message: DiagnosticStatus) -> None:
         self.status = {pair.key: pair.value for pair in message.values}
@@ -202,7 +191,6 @@ class SoakNode(Node):
 
     def _on_result(self, message: String) -> None:
         self.results.append(json.loads(message.data))
-        self._deaf = True
 
     # What an operator does.
 
@@ -272,12 +260,11 @@ class SoakNode(Node):
         if not response.success:
             raise SoakError(response.message)
         episode = json.loads(response.message)
-        self._reset_ns = int(episode["time_ns"])
-        # On a busy machine this node is behind: joint states of the old pose would make the next motion a jump.
-        if not self.spin_for(SERVICE_TIMEOUT_S, lambda: self._measured_ns > self._reset_ns):
+        reset_ns = int(episode["time_ns"])
+        # On a busy machine this node is behind: joint states of the old pose, relayed later, would make the next motion
+        # begin there. What the policy node has of them is stale after the timeout.
+        if not self.spin_for(SERVICE_TIMEOUT_S, lambda: self._measured_ns > reset_ns + self._joints_timeout_ns):
             raise SoakError("no joint states come after a reset")
-        self.watch.moved_elsewhere(self._measured[0])
-        self._deaf = False
         return str(episode["instruction"])
 
 

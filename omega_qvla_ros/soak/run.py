@@ -38,12 +38,21 @@ COUNTS = (
     "control_ticks_late",
     "chunks_accepted",
     "chunks_dropped_late",
+    "trajectories_withdrawn",
     "steps_skipped",
     "holds",
     "plan_ran_out",
     "tracking_lost",
 )
-LEVELS = ("control_jitter_p50_ms", "control_jitter_p99_ms", "inference_p50_ms", "inference_p95_ms", "inference_p99_ms")
+LEVELS = (
+    "control_jitter_p50_ms",
+    "control_jitter_p99_ms",
+    "planning_p50_ms",
+    "planning_p99_ms",
+    "inference_p50_ms",
+    "inference_p95_ms",
+    "inference_p99_ms",
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class SoakRun:
         self._options, self._node, self._bridge, self._policy = options, node, bridge, policy
         self._cameras = [camera.key for camera in contract.cameras]
         self._names = contract.joint_names
+        self._jump_limit = dict(zip(self._names, contract.joint_limits().max_jump.tolist()))
         self.figures = figures
         self._write = write
         self._requests = iter(episode_requests(10_000, ROS_EVALUATION.start))
@@ -127,13 +137,16 @@ class SoakRun:
         figures.refused_by_the_watch = dict(watch.refused)
         figures.unguarded, figures.examples = dict(watch.unguarded), list(watch.examples)
         figures.peaks = asdict(watch.peaks)
-        figures.largest_delay_s = watch.largest_delay_s
-        figures.largest_late_step = dict(zip(self._names, map(float, watch.largest_late_step)))
-        figures.largest_jump = dict(zip(self._names, map(float, watch.largest_jump)))
+        figures.controller_jump = self._of_joints("reference_jump")
+        figures.controller_jump_limit = self._jump_limit
+        figures.controller_acceleration = self._of_joints("reference_acceleration")
         figures.largest_acceleration = dict(zip(self._names, map(float, watch.largest_acceleration)))
         figures.holds, figures.latches = dict(node.holds), dict(node.latches)
         figures.node = {name: float(node.report[name]) for name in (*COUNTS, *LEVELS) if name in node.report}
         figures.memory_growth = memory_growth(figures.memory_samples)
+
+    def _of_joints(self, name: str) -> dict[str, float]:
+        return {j: float(self._node.bridge[f"{name}.{j}"]) for j in self._names if f"{name}.{j}" in self._node.bridge}
 
     # Time.
 

@@ -10,14 +10,14 @@ import pytest
 import rclpy
 from rclpy.context import Context
 from robot_fixtures import PERIOD_NS, T0, toy_contract
-from rosgraph_msgs.msg import Clock
 from session_rig import NAMES, Rig
 from std_srvs.srv import Trigger
 
-from omega_qvla_ros import msgs
+from omega_qvla_ros import jtc, msgs
 from omega_qvla_ros.nodes.soak_node import SoakNode
 from omega_qvla_ros.nodes.soak_policy_node import UnreliablePolicy
 from omega_qvla_ros.process_environment import free_domain_id
+from omega_qvla_ros.reference_peaks import ReferencePeaks
 from omega_qvla_ros.soak.report import SoakFigures, memory_growth, reason_kind, report_table
 from omega_qvla_ros.soak.schedule import KINDS, draw_faults
 from omega_qvla_ros.soak.watch import CommandWatch
@@ -29,9 +29,7 @@ ZERO = np.zeros(2)
 
 @pytest.fixture
 def watch() -> CommandWatch:
-    made = CommandWatch(toy_contract())
-    made.moved_elsewhere(np.array([0.0, 0.02]))
-    return made
+    return CommandWatch(toy_contract())
 
 
 def trajectory(*points: tuple[int, float, float], stamp_ns: int = T0) -> JointTrajectory:
@@ -52,11 +50,6 @@ def test_motion_within_the_limits_is_nothing_to_remark(watch: CommandWatch) -> N
     watch.trajectory(smooth(0.2, 500), T0)
     assert not watch.refused and not watch.unguarded
     assert watch.peaks.velocity == pytest.approx(0.6 / 2.0) and watch.peaks.acceleration == pytest.approx(4.8 / 10.0)
-    for k in range(60):
-        watch.execute(T0 + k * 10 * MS, ZERO, ZERO)
-    assert not watch.unguarded
-    assert watch.peaks.executed_velocity == pytest.approx(0.3, abs=0.01)
-    assert watch.largest_jump[0] == pytest.approx(0.6 * 0.05, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -81,82 +74,79 @@ def test_arm_outside_its_limits_may_come_back(watch: CommandWatch) -> None:
 
 def test_refusal_of_the_controller_is_counted(watch: CommandWatch) -> None:
     watch.trajectory(trajectory((0, 0.0, 0.0), (500, 0.1, 0.1)), T0)
-    watch.trajectory(trajectory((0, 0.0, 0.0), (500, 0.1, 0.1)), T0, executed=False)
-    assert sum(watch.refused.values()) == 2
+    assert sum(watch.refused.values()) == 1
 
 
-def test_jump_from_one_message_to_the_next_is_seen(watch: CommandWatch) -> None:
-    """Each message for itself is good; the controller would make a step of 0.3 rad, 0.15 are allowed."""
-    watch.trajectory(trajectory((0, 0.0, 0.0), (500, 0.0, 0.0)), T0)
-    watch.execute(T0 + 10 * MS, ZERO, ZERO)
-    watch.trajectory(trajectory((0, 0.3, 0.0), (500, 0.3, 0.0)), T0 + 20 * MS)
-    watch.execute(T0 + 20 * MS, ZERO, ZERO)
-    assert watch.unguarded["jump"] == 1 and watch.largest_jump[0] == pytest.approx(0.3)
+def executed(*messages: tuple[int, JointTrajectory], until_ms: int) -> ReferencePeaks:
+    """What a controller of 100 Hz makes of messages that reach it at a time in ms; the arm stands at 0."""
+    controller, peaks = jtc.TrajectoryExecutor(NAMES), ReferencePeaks(2, PERIOD_NS)
+    controller.hold(np.array([0.0, 0.02]))
+    arriving = list(messages)
+    for ms in range(0, until_ms, 10):
+        while arriving and arriving[0][0] <= ms:
+            assert controller.accept(arriving.pop(0)[1], T0 + ms * MS) is None
+        peaks.sample(T0 + ms * MS, *controller.sample(T0 + ms * MS, ZERO, ZERO))
+    return peaks
 
 
-def test_speed_that_changes_between_two_messages_is_an_acceleration(watch: CommandWatch) -> None:
-    """One message moves at 1 rad/s, the next one stands, and both have said so for a second."""
-    before_ns = T0 - 1000 * MS
-    watch.trajectory(trajectory((0, -0.9, 1.0), (1100, 0.2, 1.0), (1300, 0.3, 0.0), stamp_ns=before_ns), T0)
-    watch.execute(T0 + 40 * MS, ZERO, ZERO)
-    watch.trajectory(trajectory((0, 0.14, 0.0), (1300, 0.14, 0.0), stamp_ns=before_ns), T0 + 45 * MS)
-    watch.execute(T0 + 50 * MS, ZERO, ZERO)
-    assert watch.unguarded["executed_acceleration"] == 1
+def test_controller_measures_the_peaks_of_a_motion() -> None:
+    """0.2 rad in 0.5 s from rest to rest: peak speed 0.6 rad/s, so 0.03 rad in 50 ms; peak acceleration 4.8."""
+    peaks = executed((0, smooth(0.2, 500)), until_ms=600)
+    assert peaks.jump[0] == pytest.approx(0.03, rel=0.02) and peaks.jump[1] == 0.0
+    assert peaks.acceleration[0] == pytest.approx(4.8, rel=0.03)
 
 
-def test_message_that_takes_effect_late_may_step_by_what_the_arm_could_have_braked_meanwhile(
-    watch: CommandWatch,
-) -> None:
-    """It was sent at 100 ms, asks to brake with 10 rad/s^2 from then on, and comes 30 ms later."""
-    watch.trajectory(trajectory((0, 0.0, 1.0), (200, 0.2, 1.0), (400, 0.3, 0.0)), T0)
-    for ms in range(0, 130, 10):
-        watch.execute(T0 + ms * MS, ZERO, ZERO)
-    watch.trajectory(trajectory((0, 0.0, 1.0), (100, 0.1, 1.0), (200, 0.15, 0.0)), T0 + 130 * MS)
-    watch.execute(T0 + 130 * MS, ZERO, ZERO)
-    watch.execute(T0 + 140 * MS, ZERO, ZERO)
-    assert "executed_acceleration" not in watch.unguarded and watch.largest_delay_s == pytest.approx(0.03, abs=0.006)
+def test_controller_measures_a_jump_between_two_messages() -> None:
+    """Each message for itself is good."""
+    stands = [trajectory((0, where, 0.0), (900, where, 0.0)) for where in (0.0, 0.3)]
+    assert executed((0, stands[0]), (200, stands[1]), until_ms=400).jump[0] == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize(("offset", "jumps"), [(0.0, False), (0.2, True)])
-def test_way_that_was_lost_with_a_late_message_is_no_jump_and_a_jump_stays_one(
-    watch: CommandWatch, offset: float, jumps: bool
-) -> None:
-    """The arm stands; a motion with 1 rad/s from 100 ms on is heard 300 ms after its beginning, 0.25 rad too late.
+def test_controller_measures_the_step_of_a_message_that_came_late() -> None:
+    """It was to brake with 10 rad/s^2 from 100 ms on and comes 30 ms later: 0.3 rad/s too fast, in one period."""
+    moving = trajectory((0, 0.0, 0.0), (100, 0.05, 1.0), (300, 0.25, 1.0), (500, 0.35, 0.0))
+    brake = trajectory((0, 0.0, 0.0), (100, 0.05, 1.0), (200, 0.1, 0.0))
+    assert executed((0, moving), (100, brake), until_ms=300).acceleration[0] == pytest.approx(10.0, rel=0.01)
+    assert executed((0, moving), (140, brake), until_ms=300).acceleration[0] == pytest.approx(40.0, rel=0.01)
 
-    0.15 rad are allowed per period. With the offset the motion also begins 0.2 rad from where the arm stands.
-    """
-    watch.trajectory(trajectory((0, 0.0, 0.0), (2000, 0.0, 0.0)), T0)
-    for ms in range(0, 400, 10):
-        watch.execute(T0 + ms * MS, ZERO, ZERO)
-    points = [(0, 0.0, 0.0), (100, 0.0, 0.0), (200, 0.05, 1.0), (600, 0.45, 1.0), (700, 0.5, 0.0)]
-    watch.trajectory(trajectory(*((t, p + offset, v) for t, p, v in points)), T0 + 400 * MS)
-    for ms in range(400, 800, 10):
-        watch.execute(T0 + ms * MS, ZERO, ZERO)
-    assert (watch.unguarded["jump"] > 0) is jumps
-    assert watch.largest_delay_s == pytest.approx(0.3, abs=0.006)
-    assert watch.largest_late_step[0] == pytest.approx(0.25, abs=0.01)
-    assert watch.largest_jump[0] == pytest.approx(0.05 + offset, abs=0.012)
+
+def test_reference_that_was_put_elsewhere_is_no_jump() -> None:
+    peaks = ReferencePeaks(1, PERIOD_NS)
+    peaks.sample(T0, np.zeros(1), np.zeros(1))
+    peaks.restart()
+    peaks.sample(T0 + 10 * MS, np.ones(1), np.ones(1))
+    assert peaks.jump[0] == 0.0 and peaks.acceleration[0] == 0.0
 
 
 def test_what_a_session_sends_passes_the_judge() -> None:
     """Two implementations of the same limits agree over holds, errors and restarts."""
     rig, watch = Rig(), CommandWatch(toy_contract())
-    watch.moved_elsewhere(np.array(rig.stands_at))
+    limits = toy_contract().joint_limits()
+    controller, peaks = jtc.TrajectoryExecutor(NAMES), ReferencePeaks(2, PERIOD_NS)
+    controller.hold(np.array(rig.stands_at))
     random = np.random.default_rng(1)
-    for k in range(300):
-        rig.policy.step = float(random.uniform(-0.05, 0.05))
-        if k % 50 == 30:
-            rig.session.stop(rig.now)
-        if k % 50 == 40:
-            rig.session.start(rig.now)
-        message = rig.tick()
-        for part in range(5):
-            watch.execute(rig.now - PERIOD_NS + part * 10 * MS, np.array(rig.stands_at), ZERO)
+
+    def hear(message: JointTrajectory | None) -> None:
         if message is not None:
             watch.trajectory(message, rig.now)
+            assert controller.accept(message, rig.now) is None
+
+    for k in range(300):
+        rig.policy.step = float(random.uniform(-0.05, 0.05))
+        hear(rig.tick())
+        if k % 50 == 30:
+            rig.session.stop(rig.now)
+            hear(rig.session.motion.tick(rig.now))
+        if k % 50 == 40:
+            rig.session.start(rig.now)
+            hear(rig.session.motion.tick(rig.now))
+        for part in range(5):
+            now_ns = rig.now + part * 10 * MS
+            peaks.sample(now_ns, *controller.sample(now_ns, np.array(rig.stands_at), ZERO))
     rig.close()
     assert watch.trajectories > 200 and not watch.refused
     assert not watch.unguarded, watch.examples
+    assert (peaks.jump <= limits.max_jump).all() and (peaks.acceleration <= 1.001 * limits.max_acceleration).all()
 
 
 def test_same_seed_gives_the_same_faults_and_every_kind_comes() -> None:
@@ -186,6 +176,7 @@ def test_memory_growth_is_the_rise_of_a_line_after_warm_up() -> None:
         {"trajectories_not_finite": 1},
         {"trajectories_invalid": 1},
         {"unguarded": {"velocity": 2}},
+        {"controller_jump": {"a": 0.7}, "controller_jump_limit": {"a": 0.6}},
         {"refused_by_the_watch": {"no points": 1}},
         {"stuck": ["at 5 s"]},
         {"died": ["policy_node ended"]},
@@ -235,17 +226,17 @@ def soak_node() -> Iterator[SoakNode]:
     rclpy.try_shutdown(context=context)
 
 
-def test_what_waited_from_before_a_reset_is_no_jump(soak_node: SoakNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine: joint states and a hold of the old pose are heard after the robot was put elsewhere."""
-    reset_ns = T0 + 100 * MS
-
-    def joints(shoulder: float, stamp_ns: int) -> None:
-        soak_node._on_joints(msgs.joint_state(NAMES, np.array([shoulder, 0.02]), ZERO, stamp_ns))
+def test_motion_begins_only_when_joint_states_of_the_old_pose_are_stale(
+    soak_node: SoakNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy machine: joint states of the old pose are relayed after the robot was put elsewhere."""
+    reset_ns, waited = T0 + 100 * MS, []
 
     def spin_for(seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
-        for shoulder, stamp_ns in ((0.9, reset_ns - MS), (0.9, reset_ns), (0.0, reset_ns + 10 * MS)):
-            joints(shoulder, stamp_ns)
+        for after_ms in range(-10, 300, 10):
+            soak_node._on_joints(msgs.joint_state(NAMES, ZERO, ZERO, reset_ns + after_ms * MS))
             if until():
+                waited.append(after_ms)
                 return True
         return False
 
@@ -253,22 +244,5 @@ def test_what_waited_from_before_a_reset_is_no_jump(soak_node: SoakNode, monkeyp
     monkeypatch.setattr(soak_node, "call", lambda *_: answer)
     monkeypatch.setattr(soak_node, "set_parameters", lambda *_, **__: None)
     monkeypatch.setattr(soak_node, "spin_for", spin_for)
-    joints(0.9, reset_ns - 10 * MS)
     assert soak_node.reset_robot(1, "touch:red") == "go"
-
-    def hear(shoulder: float, stamp_ns: int) -> None:
-        stands = trajectory((0, shoulder, 0.0), (900, shoulder, 0.0), stamp_ns=stamp_ns)
-        soak_node._on_command(msgs.trajectory_to_msg(stands))
-
-    def clock(from_ms: int, to_ms: int) -> None:
-        for ms in range(from_ms, to_ms, 10):
-            soak_node._on_clock(Clock(clock=msgs.ns_to_stamp(reset_ns + ms * MS)))
-
-    clock(10, 100)
-    hear(0.9, reset_ns - 50 * MS)
-    clock(100, 200)
-    assert soak_node.watch.trajectories == 1 and not soak_node.watch.unguarded
-    assert soak_node.watch.largest_jump.max() == 0.0
-    hear(0.5, reset_ns + 200 * MS)  # a new motion that begins elsewhere is one
-    clock(200, 300)
-    assert soak_node.watch.unguarded["jump"] > 0
+    assert waited == [110]  # the contract's timeout is 100 ms

@@ -36,12 +36,17 @@ def last_sample(rig: Rig, stream: str, offset_ns: int) -> int:
     return stamp_ns
 
 
-def check_time_to_hold(rig: Rig, stamp_ns: int, timeout_ns: int, record_property) -> None:
-    """HOLD at the first control tick at which the sample is older than the timeout, not one earlier or later."""
+def check_time_to_hold(rig: Rig, stamp_ns: int, timeout_ns: int, record_property=None) -> None:
+    """HOLD at the first control tick at which the sample is older than the timeout, not one earlier or later.
+
+    With ``record_property`` the time goes into the table of ``docs/faults.md``.
+    """
     expected_ns = first_tick_after(stamp_ns + timeout_ns, rig.now)
     held_ns = run_until(rig, State.HOLD)[-1][0]
     assert held_ns == expected_ns
     assert timeout_ns < held_ns - stamp_ns <= timeout_ns + PERIOD_NS
+    if record_property is None:
+        return
     record_property("fault_to_hold_s", (held_ns - stamp_ns) * 1e-9)
     record_property("bound_s", (timeout_ns + PERIOD_NS) * 1e-9)
 
@@ -176,7 +181,8 @@ def test_fault_14_joint_with_a_topic_of_its_own_holds_by_its_own_timeout(
     rig.sensors.discard(stopped)
     stamp_ns = rig.now + offset_ns
     rig.session.buffer.add_joints(list(NAMES), rig.position(), stamp_ns, stamp_ns, stopped)
-    check_time_to_hold(rig, stamp_ns, timeouts_ns[stopped], record_property)
+    # The table is of the shipped timeout; the other one is this test's own.
+    check_time_to_hold(rig, stamp_ns, timeouts_ns[stopped], record_property if stopped == "joint_states" else None)
     joint = "shoulder" if stopped == "joint_states" else "finger"
     assert (
         f"'{stopped}' is stale" in rig.session.safety.reasons[0] and f"joint {joint!r}" in rig.session.safety.reasons[0]

@@ -1,0 +1,81 @@
+"""What was sent, and whether a new motion still reaches the controller before the time from which it differs.
+
+Planning takes milliseconds, more on a busy machine, and the clock goes on meanwhile. A new motion therefore begins so
+long after the clock was read as planning is expected to take (measured here), plus the transport of the contract. Where
+that was not enough, the message would ask for a step from the motion that the controller knows: it must not leave.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from omega_qvla_ros.splines import nanoseconds
+from omega_qvla_ros.stats import Percentiles
+from omega_qvla_ros.trajectory import Plan
+
+LATE_NS = nanoseconds(0.01)
+"""A message that leaves so long after its motion parted from the one before is no matter: two motions within the
+acceleration limit `a` are then `a t^2` apart, 3 mrad at the 30 rad/s^2 of the fastest joint that is shipped."""
+PLANNING_PERCENT = 95
+MAX_PLANNING_NS = nanoseconds(0.1)
+"""A machine that needs more than two control periods to plan is of no use; its chunks are withdrawn, and that shows."""
+
+
+@dataclass(frozen=True)
+class Commanded:
+    """What a controller was told: the plan, its targets, its task, and whether it is a hold."""
+
+    plan: Plan | None = None
+    targets: tuple[np.ndarray, np.ndarray] | None = None
+    task: int = 0
+    holding: bool = False
+
+
+class Dispatch:
+    """Book-keeping of the messages of one motion. Times are the node's, in ns."""
+
+    def __init__(self) -> None:
+        self.planning_s = Percentiles(size=100)
+        """From reading the clock until a message with a new motion left; 100 are 20 s at 5 chunks/s."""
+        self.planning_ns = 0
+        """What is allowed for that in the next plan."""
+        self.reset()
+
+    def reset(self) -> None:
+        """The controller knows nothing of the plan, or nothing that matters any more."""
+        self._sent = Commanded()
+        self._parts_ns: int | None = None
+        self._before: tuple[int, Commanded] | None = None
+
+    def part_at(self, time_ns: int) -> None:
+        """The plan was changed from this time on."""
+        self._parts_ns = time_ns if self._parts_ns is None else min(self._parts_ns, time_ns)
+
+    def message(self, commanded: Commanded) -> None:
+        """A message with this was made."""
+        self._before = None if self._parts_ns is None else (self._parts_ns, self._sent)
+        self._sent, self._parts_ns = commanded, None
+
+    def left(self, now_ns: int, age_ns: int) -> Commanded | None:
+        """The message made last is about to leave.
+
+        Args:
+            now_ns: The time for which it was made.
+            age_ns: How long ago that was.
+
+        Returns:
+            None if it may leave; else what had been sent before it, which is then what was sent last.
+        """
+        before, self._before = self._before, None
+        if before is None:
+            return None
+        self.planning_s.add(age_ns / 1e9)
+        planning_s = self.planning_s.get(PLANNING_PERCENT)
+        self.planning_ns = 0 if math.isnan(planning_s) else min(nanoseconds(planning_s), MAX_PLANNING_NS)
+        if now_ns + age_ns <= before[0] + LATE_NS:
+            return None
+        self._sent = before[1]
+        return self._sent

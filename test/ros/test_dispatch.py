@@ -1,0 +1,212 @@
+"""Messages that took long to make: planning is allowed for, and what would be a step at the controller stays here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import rclpy
+from rclpy.context import Context
+from robot_fixtures import PERIOD_NS, T0, ramp, toy_contract, toy_spec
+from session_rig import NAMES, Rig
+
+from omega_qvla_core.policy_types import ActionChunk
+from omega_qvla_ros import jtc
+from omega_qvla_ros.contract import check_policy
+from omega_qvla_ros.dispatch import LATE_NS, MAX_PLANNING_NS
+from omega_qvla_ros.guard import MotionGuard
+from omega_qvla_ros.motion import HOLD_REPEATS, Motion
+from omega_qvla_ros.nodes.policy_node import PolicyNode
+from omega_qvla_ros.process_environment import free_domain_id
+from omega_qvla_ros.reference_peaks import ReferencePeaks
+from omega_qvla_ros.scheduler import ChunkScheduler
+from omega_qvla_ros.trajectory import JointTrajectory
+
+MS = 1_000_000
+START = np.array([0.0, 0.02])
+MAX_ACCELERATION = toy_contract().joint_limits().max_acceleration[0]
+
+
+class Line:
+    """A motion, and a controller of 1 kHz that executes whatever is sent at once."""
+
+    def __init__(self) -> None:
+        contract = toy_contract()
+        self.scheduler = ChunkScheduler(4, 0.0, contract.period_s)
+        binding = check_policy(contract, toy_spec())
+        self.motion = Motion(contract, binding, 8, self.scheduler, MotionGuard(contract))
+        self.controller = jtc.TrajectoryExecutor(NAMES, interpolate_from_desired_state=True)
+        self.controller.hold(START)
+        self.peaks = ReferencePeaks(2, PERIOD_NS)
+        self.now = T0
+        self.sent: list[JointTrajectory] = []
+
+    def plan(self, step: float) -> None:
+        actions = ActionChunk(ramp(0.0, step)[:, ::-1].copy(), 0.05, 0.05)
+        self.motion.on_chunk(self.scheduler.begin(self.now), actions, self.now, START)
+
+    def send(self, age_ms: int) -> None:
+        """What is to be sent now leaves ``age_ms`` later."""
+        made = self.motion.tick(self.now)
+        leaving = None if made is None else self.motion.in_time(made, self.now, age_ms * MS)
+        self.run(age_ms)
+        if leaving is not None:
+            self.sent.append(leaving)
+            assert self.controller.accept(leaving, self.now) is None
+
+    def run(self, ms: int) -> None:
+        for _ in range(ms):
+            self.peaks.sample(self.now, *self.controller.sample(self.now, START, np.zeros(2)))
+            self.now += MS
+
+
+@pytest.fixture
+def line() -> Line:
+    made = Line()
+    made.plan(0.04)
+    made.send(0)
+    made.run(150)
+    return made
+
+
+def first_difference_ms(line: Line, change: Callable[[], None]) -> int:
+    """How long after now the plan is another one than before ``change``."""
+    before, now_ns = line.motion.plan, line.now
+    change()
+    after = line.motion.plan
+    return next(
+        ms
+        for ms in range(400)
+        if np.abs(after.sample(now_ns + ms * MS)[0] - before.sample(now_ns + ms * MS)[0]).max() > 1e-9
+    )
+
+
+@pytest.mark.parametrize(("age_ms", "expected_ms"), [(0, 10), (5, 15), (30, 40), (400, 10 + MAX_PLANNING_NS // MS)])
+def test_next_chunk_begins_later_by_what_planning_took(line: Line, age_ms: int, expected_ms: int) -> None:
+    for _ in range(3):
+        line.motion.dispatch.part_at(line.now + 1000 * MS)
+        line.motion.in_time(line.motion.tick(line.now), line.now, age_ms * MS)
+    switch_ms = first_difference_ms(line, lambda: line.plan(0.02)) - 1
+    assert expected_ms <= switch_ms <= expected_ms + 3
+
+
+def test_message_that_asks_for_the_same_motion_may_be_late(line: Line) -> None:
+    count, known = len(line.sent), line.motion.dispatch.planning_s.values()
+    line.send(45)
+    assert len(line.sent) == count + 1 and line.motion.counters.withdrawn == 0
+    assert line.motion.dispatch.planning_s.values() == known, "only new motions say what planning takes"
+
+
+@pytest.mark.parametrize("age_ms", [0, 9, 19])
+def test_chunk_that_leaves_in_time_is_sent(line: Line, age_ms: int) -> None:
+    assert age_ms * MS < 10 * MS + LATE_NS
+    line.plan(-0.02)
+    line.send(age_ms)
+    line.run(400)
+    assert line.motion.counters.withdrawn == 0 and line.scheduler.dropped["withdrawn"] == 0
+    assert line.sent[-1].points[-1].positions[0] < 0.2
+    assert line.peaks.jump[0] < 0.15
+
+
+@pytest.mark.parametrize("age_ms", [25, 80])
+def test_chunk_that_would_leave_too_late_is_withdrawn_and_the_known_motion_goes_on(line: Line, age_ms: int) -> None:
+    known = line.motion.plan
+    line.plan(-0.02)
+    line.send(age_ms)
+    assert line.motion.plan is known and line.motion.counters.withdrawn == 1
+    assert line.scheduler.dropped["withdrawn"] == 1
+    assert line.scheduler.is_due(line.now), "the next observation is used at once"
+    line.run(50)
+    line.send(0)
+    line.run(400)
+    assert line.peaks.acceleration[0] <= 1.001 * MAX_ACCELERATION
+    np.testing.assert_allclose(line.sent[-1].points[-1].positions, known.positions[-1])
+
+
+def test_first_chunk_that_would_leave_too_late_leaves_the_arm_where_it_is() -> None:
+    line = Line()
+    line.plan(0.04)
+    line.send(100)
+    assert not line.sent and line.motion.plan is None
+    line.plan(0.04)
+    line.send(100)  # now it is known that planning takes so long
+    line.run(500)
+    assert len(line.sent) == 1 and line.peaks.acceleration[0] <= 1.001 * MAX_ACCELERATION
+
+
+@pytest.mark.parametrize("age_ms", [0, 30, 80])
+def test_hold_that_leaves_late_begins_when_it_leaves(line: Line, age_ms: int) -> None:
+    line.motion.hold(line.now)
+    line.send(age_ms)
+    for _ in range(HOLD_REPEATS):
+        line.run(50)
+        line.send(0)
+    line.run(300)
+    assert line.motion.counters.holds == 1 and line.motion.holding
+    assert line.motion.counters.withdrawn == (age_ms > 10)
+    assert len(line.sent) == 1 + HOLD_REPEATS
+    assert line.peaks.acceleration[0] <= 1.001 * MAX_ACCELERATION, "no step of the velocity"
+
+
+def test_hold_on_a_chunk_that_never_left_brakes_from_the_known_motion(line: Line) -> None:
+    line.plan(-0.02)
+    line.motion.hold(line.now)
+    line.send(40)
+    line.run(400)
+    assert line.motion.counters.holds == 1 and line.motion.holding
+    assert line.peaks.acceleration[0] <= 1.001 * MAX_ACCELERATION
+
+
+def test_restart_that_leaves_late_still_forgets_the_plan_when_the_arm_stands(line: Line) -> None:
+    line.motion.restart(line.now)
+    line.send(60)
+    line.run(600)
+    assert line.motion.tick(line.now) is None and line.motion.plan is None and not line.motion.braking
+
+
+def test_hold_after_a_clock_jump_is_never_late(line: Line) -> None:
+    """It has no stamp: the controller starts it on reception."""
+    line.motion.clock_jumped(line.now - 500 * MS, START, np.zeros(2))
+    message = line.motion.tick(line.now - 500 * MS)
+    assert message is not None and message.stamp_ns == 0
+    assert line.motion.in_time(message, line.now - 500 * MS, 90 * MS) is message
+
+
+class Recorder:
+    """Outputs of a node: what left."""
+
+    def __init__(self) -> None:
+        self.messages: list[JointTrajectory] = []
+
+    def send(self, trajectory: JointTrajectory | None, plan: object, now_ns: int) -> None:
+        if trajectory is not None:
+            self.messages.append(trajectory)
+
+
+@pytest.fixture
+def node() -> Iterator[PolicyNode]:
+    context = Context()
+    rclpy.init(context=context, args=[], domain_id=free_domain_id(54))
+    made = PolicyNode(context=context)
+    yield made
+    made.destroy_node()
+    rclpy.try_shutdown(context=context)
+
+
+def test_node_looks_at_the_steady_clock_before_a_message_leaves(node: PolicyNode) -> None:
+    """Simulated time stands while a callback runs, so the node's own clock would not tell."""
+    rig, recorder = Rig(), Recorder()
+    rig.run(6)
+    node._session, node._outputs = rig.session, recorder
+    motion = rig.session.motion
+    known = motion.plan
+    rig.session.stop(rig.now)
+    node._publish(motion.tick(rig.now), rig.now, time.monotonic_ns() - 70 * MS)
+    assert len(recorder.messages) == 1 and motion.counters.withdrawn == 1
+    begins_ns = next(t for t in motion.plan.times_ns if t > rig.now and t not in known.times_ns)
+    assert begins_ns >= rig.now + 70 * MS
+    assert any("withdrawn" in text for text in rig.session.notices.texts)
+    node._session = node._outputs = None
+    rig.close()
