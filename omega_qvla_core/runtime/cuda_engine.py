@@ -222,15 +222,24 @@ class _Running:
             return partial(static.step, int(stage.removeprefix("step ")))
         return {"vision": static.vision, "prefix": static.prefix, "denoise": self._denoise, "chunk": self._chunk}[stage]
 
-    def _denoise(self) -> None:
-        for index in range(self._steps):
+    def _denoise(self, first: int = 0) -> None:
+        for index in range(first, self._steps):
             self.static.step(index)
-            self.static.x_t.add_(self.static.v_t, alpha=self.static.plan.step_size)
+            self._take_step()
+
+    def _take_step(self) -> None:
+        self.static.x_t.add_(self.static.v_t, alpha=self.static.plan.step_size)
 
     def _chunk(self) -> None:
-        self.static.vision()
-        self.static.prefix()
-        self._denoise()
+        static = self.static
+        static.vision()
+        if self._capture:
+            static.prefix_beside_first_step()
+        else:
+            static.prefix()
+            static.step(0)
+        self._take_step()
+        self._denoise(first=1)
 
     def _captured(self, call: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """A graph of what a call launches. The call runs first, so that kernels are compiled and buffers exist."""

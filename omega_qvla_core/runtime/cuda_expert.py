@@ -7,7 +7,7 @@ gate and up with codes; down product in shares, which the next layer's norm adds
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +53,7 @@ class Suffix:
     sin: Tensor
     keys: Tensor
     start: int
-    caches: Sequence[Tensor]
+    caches: Iterable[Tensor]
 
 
 class CudaExpert:

@@ -231,6 +231,11 @@ class Gr00tStatic:
         features.tokens[:actions].copy_(embodiment.places)
         features.tokens[actions : actions + 1].copy_(embodiment.state_token(self.inputs.state))
 
+    def prefix_beside_first_step(self) -> None:
+        """Both; a step begins with what the prefix ends with, so one after the other."""
+        self.prefix()
+        self.step(0)
+
     def step(self, index: int) -> None:
         """``v_t`` of ``x_t`` at a denoise step."""
         self.plan.dit.velocity(self.work, self.x_t, index, self.features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -153,18 +154,50 @@ class Pi05Static:
 
     def prefix(self) -> None:
         """Embeddings to keys and values; positions of the chunk."""
-        plan = self.plan
-        x = self.work.buffer("prefix x", *self.embeddings.shape)
-        x.copy_(self.embeddings)
-        plan.prefix.run(self.work, x, self.keys, self.caches)
-        cos, sin = suffix_angles(self.keys, plan.config.action_horizon, plan.config.head_dim, plan.config.rope_theta)
-        self.cos.copy_(cos)
-        self.sin.copy_(sin)
+        self._place_chunk()
+        self._fill(self.caches)
+
+    def prefix_beside_first_step(self) -> None:
+        """``prefix``, and ``step(0)`` on a stream of its own: a layer of it waits for the keys of that layer only."""
+        self._place_chunk()
+        prefix, expert = torch.cuda.current_stream(), torch.cuda.Stream()
+        expert.wait_stream(prefix)
+        filled = [torch.cuda.Event() for _ in self.caches]
+
+        def filling() -> Iterator[Tensor]:
+            for cache, event in zip(self.caches, filled):
+                yield cache
+                event.record(prefix)
+
+        def reading() -> Iterator[Tensor]:
+            for cache, event in zip(self.caches, filled):
+                expert.wait_event(event)
+                yield cache
+
+        self._fill(filling())
+        filled[-1].record(prefix)  # nobody asked for another one
+        with torch.cuda.stream(expert):
+            self._velocity(0, reading())
+        prefix.wait_stream(expert)
 
     def step(self, index: int) -> None:
         """``v_t`` of ``x_t`` at a denoise step."""
-        suffix = Suffix(self.cos, self.sin, self.keys, self.room, self.caches)
-        self.plan.expert.velocity(self.work, self.x_t, index, suffix)
+        self._velocity(index, self.caches)
+
+    def _place_chunk(self) -> None:
+        config = self.plan.config
+        cos, sin = suffix_angles(self.keys, config.action_horizon, config.head_dim, config.rope_theta)
+        self.cos.copy_(cos)
+        self.sin.copy_(sin)
+
+    def _fill(self, caches: Iterable[Tensor]) -> None:
+        x = self.work.buffer("prefix x", *self.embeddings.shape)
+        x.copy_(self.embeddings)
+        self.plan.prefix.run(self.work, x, self.keys, caches)
+
+    def _velocity(self, step: int, caches: Iterable[Tensor]) -> None:
+        suffix = Suffix(self.cos, self.sin, self.keys, self.room, caches)
+        self.plan.expert.velocity(self.work, self.x_t, step, suffix)
 
     def bytes(self) -> int:
         """Of all buffers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +87,7 @@ class CudaPrefix:
         found = [(layer.qkv, layer.out, layer.gate_up, layer.down) for layer in self._layers]
         return [one for products in found for one in products if one is not None]
 
-    def run(self, work: Workspace, x: Tensor, keys: Tensor, caches: Sequence[Tensor]) -> None:
+    def run(self, work: Workspace, x: Tensor, keys: Tensor, caches: Iterable[Tensor]) -> None:
         """Fill the caches; with ``complete``, ``x`` becomes the rows after the last layer, before the final norm.
 
         Args:
