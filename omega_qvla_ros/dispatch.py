@@ -16,9 +16,6 @@ from omega_qvla_ros.splines import nanoseconds
 from omega_qvla_ros.stats import Percentiles
 from omega_qvla_ros.trajectory import Plan
 
-LATE_NS = nanoseconds(0.01)
-"""A message that leaves so long after its motion parted from the one before is no matter: two motions within the
-acceleration limit `a` are then `a t^2` apart, 3 mrad at the 30 rad/s^2 of the fastest joint that is shipped."""
 PLANNING_PERCENT = 95
 MAX_PLANNING_NS = nanoseconds(0.1)
 """A machine that needs more than two control periods to plan is of no use; its chunks are withdrawn, and that shows."""
@@ -39,10 +36,16 @@ class Dispatch:
 
     def __init__(self) -> None:
         self.planning_s = Percentiles(size=100)
-        """From reading the clock until a message with a new motion left; 100 are 20 s at 5 chunks/s."""
-        self.planning_ns = 0
-        """What is allowed for that in the next plan."""
+        """From reading the clock until a message with a new chunk left; 100 are 20 s at 5 chunks/s."""
+        self.hold_s = Percentiles(size=100)
+        """The same of holds, which are planned faster."""
+        self._took = {False: self.planning_s, True: self.hold_s}
         self.reset()
+
+    def allowance_ns(self, holding: bool) -> int:
+        """What the next plan, a hold or not, is expected to take until its message leaves."""
+        expected_s = self._took[holding].get(PLANNING_PERCENT)
+        return 0 if math.isnan(expected_s) else min(nanoseconds(expected_s), MAX_PLANNING_NS)
 
     def reset(self) -> None:
         """The controller knows nothing of the plan, or nothing that matters any more."""
@@ -72,10 +75,8 @@ class Dispatch:
         before, self._before = self._before, None
         if before is None:
             return None
-        self.planning_s.add(age_ns / 1e9)
-        planning_s = self.planning_s.get(PLANNING_PERCENT)
-        self.planning_ns = 0 if math.isnan(planning_s) else min(nanoseconds(planning_s), MAX_PLANNING_NS)
-        if now_ns + age_ns <= before[0] + LATE_NS:
+        self._took[self._sent.holding].add(age_ns / 1e9)
+        if now_ns + age_ns <= before[0]:
             return None
         self._sent = before[1]
         return self._sent

@@ -23,9 +23,10 @@ from omega_qvla_ros.tracking import TrackingMonitor
 from omega_qvla_ros.trajectory import (
     JointTrajectory,
     Plan,
-    brakable_velocity,
     hold_plan,
     measured_plan,
+    startable_velocity,
+    starting_plan,
     still_plan,
     stop_knots,
     unstamped,
@@ -39,8 +40,6 @@ HOLD_REPEATS = 3
 """A hold is sent in so many consecutive control periods, so that one lost message does no harm."""
 HOLD_PERIODS = HOLD_REPEATS + 1
 """A hold lasts at least this long, so that its last repetition is not after its end."""
-STILL_SHARE = 0.02
-"""A measured speed below this share of the joint's velocity limit is sensor noise of a standing joint."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class Motion:
         targets = np.stack([np.interp(times_ns, known_ns, column) for column in known.T], axis=1)
         for k in np.flatnonzero(times_ns < known_ns[0]):
             targets[k] = self._plan.sample(int(times_ns[k]))[0]
-        switch_ns = observation_ns + nanoseconds(latency_s) + self.dispatch.planning_ns + self._switch_lead_ns
+        switch_ns = observation_ns + nanoseconds(latency_s) + self.dispatch.allowance_ns(False) + self._switch_lead_ns
         return CommittedPrefix(self._binding.actions(targets, observed), int((times_ns < switch_ns).sum()))
 
     def queue_s(self, now_ns: int) -> float:
@@ -214,8 +213,10 @@ class Motion:
             # A joint that is not watched may hold something: its command is what holds it, not where it stands.
             watched = np.isfinite(limits.max_tracking_error)
             position, speed = np.where(watched, measured, position), np.where(watched, velocity, speed)
-        here = measured_plan(now_ns, position, self._startable(position, speed), self._period_ns)
-        self._plan = hold_plan(here, now_ns, limits, self._period_ns, HOLD_PERIODS)
+        here = measured_plan(
+            now_ns, position, startable_velocity(position, speed, limits, self._period_ns), self._period_ns
+        )
+        self._plan = hold_plan(here, now_ns - self._period_ns, now_ns, limits, self._period_ns, HOLD_PERIODS)
         self._unstamped_since_ns = now_ns
         self.dispatch.reset()
         self._last_tick_ns = None
@@ -247,7 +248,7 @@ class Motion:
         Args:
             ticket: What the chunk was computed from.
             chunk: Actions in the checkpoint's order and units.
-            now_ns: The arm switches to it ``dispatch.planning_ns`` and ``chunk.switch_lead_s`` later. A hold at once.
+            now_ns: The arm switches to it ``dispatch.allowance_ns`` and ``chunk.switch_lead_s`` later.
             measured: ``[joints]`` measured positions, where the motion begins if nothing is commanded yet.
             velocity: ``[joints]`` measured velocities with which it begins then; None: from rest.
             observed: ``[joints]`` positions at the observation, to which actions that are deltas are added; None: as
@@ -265,10 +266,12 @@ class Motion:
         self._settle(now_ns)
         if self.braking:
             raise ChunkDropped("epoch", "the arm brakes before it begins anew")
-        base = self._plan if self._plan is not None else self._measured_plan(now_ns, measured, velocity)
+        base = self._plan
+        if base is None:
+            base = starting_plan(now_ns, measured, velocity, self._guard.contract_limits, self._period_ns)
         if base.times_ns[0] > now_ns:
             base = still_plan(now_ns, base.positions[0], self._period_ns)
-        left_ns = now_ns + self.dispatch.planning_ns
+        left_ns = now_ns + self.dispatch.allowance_ns(False)
         switch_ns = base.free_time(left_ns + self._switch_lead_ns)
         placement = self._scheduler.place(
             ticket,
@@ -290,19 +293,6 @@ class Motion:
         self._holding = False
         self._exhausted = False
 
-    def _measured_plan(self, now_ns: int, position: np.ndarray, velocity: np.ndarray | None) -> Plan:
-        limit = self._guard.contract_limits.max_velocity
-        if velocity is None or (np.abs(velocity) < STILL_SHARE * limit).all():
-            return still_plan(now_ns, position, self._period_ns)
-        speed = np.where(np.abs(velocity) < STILL_SHARE * limit, 0.0, self._startable(position, velocity))
-        return measured_plan(now_ns, position, speed, self._period_ns)
-
-    def _startable(self, position: np.ndarray, velocity: np.ndarray) -> np.ndarray:
-        """A measured velocity, reduced to one with which a plan may begin: every limit can be kept from there."""
-        limits = self._guard.contract_limits
-        slow = np.clip(velocity, -limits.max_velocity, limits.max_velocity)
-        return brakable_velocity(position, slow, limits, 2.0 * float(seconds(self._period_ns)))
-
     def shorten(self, now_ns: int, steps: int) -> None:
         """End the plan ``steps`` steps of a chunk from now: what is left belongs to an older instruction."""
         until_ns = now_ns + steps * self._chunk_period_ns
@@ -313,7 +303,11 @@ class Motion:
             self.dispatch.part_at(until_ns)
 
     def hold(self, now_ns: int) -> None:
-        """Decelerate from the present command and stay; chunks under way are void. Does nothing while holding."""
+        """Decelerate and stay; chunks under way are void. Does nothing while holding.
+
+        It begins when its message can be there (``dispatch.allowance_ns`` and ``chunk.switch_lead_s``): one that begins
+        earlier would not stop the arm earlier, but with a step of its velocity.
+        """
         if self._holding:
             return
         self._scheduler.new_epoch()
@@ -321,8 +315,11 @@ class Motion:
         self._holding = True
         self._hold_left = 0
         if self._plan is not None:
-            start_ns, limits = self._plan.free_time(now_ns), self._guard.contract_limits
-            self._plan = hold_plan(self._plan, start_ns, limits, self._period_ns, HOLD_PERIODS)
+            limits = self._guard.contract_limits
+            start_ns = self._plan.free_time(now_ns + self.dispatch.allowance_ns(True) + self._switch_lead_ns)
+            self._plan = hold_plan(
+                self._plan, now_ns - self._period_ns, start_ns, limits, self._period_ns, HOLD_PERIODS
+            )
             self._hold_left = HOLD_REPEATS
             self.dispatch.part_at(start_ns)
             self.counters.holds += 1

@@ -23,6 +23,8 @@ MIN_STOP_S = 0.01
 """Shortest stop segment: one step of a 100 Hz controller; a shorter one would fall between two of its samples."""
 MIN_SPACING_S = 0.001
 """Knots that are chosen freely keep this distance: the shorter a segment, the more rounding is in its curvature."""
+STILL_SHARE = 0.02
+"""A measured speed below this share of the joint's velocity limit is sensor noise of a standing joint."""
 MIN_LIMIT_STOP_S = 1e-6
 """Shortest stop of a joint that has next to no room before its position limit."""
 
@@ -179,6 +181,31 @@ def brakable_velocity(
     return np.sign(velocity) * np.minimum(np.abs(velocity), most)
 
 
+def starting_plan(
+    time_ns: int, position: np.ndarray, velocity: np.ndarray | None, limits: JointLimits, past_ns: int
+) -> Plan:
+    """Where a motion begins when nothing was commanded yet: at rest or, where the arm is seen to move, at its speed.
+
+    Args:
+        time_ns: When the arm was seen.
+        position: ``[joints]``.
+        velocity: ``[joints]``, None where it is not known.
+        limits: Joint limits.
+        past_ns: The plan begins so long before ``time_ns``.
+    """
+    still = velocity is None or np.abs(velocity) < STILL_SHARE * limits.max_velocity
+    if np.all(still):
+        return still_plan(time_ns, position, past_ns)
+    speed = np.where(still, 0.0, startable_velocity(position, velocity, limits, past_ns))
+    return measured_plan(time_ns, position, speed, past_ns)
+
+
+def startable_velocity(position: np.ndarray, velocity: np.ndarray, limits: JointLimits, period_ns: int) -> np.ndarray:
+    """A measured velocity, reduced to one with which a plan may begin: every limit can be kept from there."""
+    slow = np.clip(velocity, -limits.max_velocity, limits.max_velocity)
+    return brakable_velocity(position, slow, limits, 2.0 * float(seconds(period_ns)))
+
+
 def stop_knots(
     time_ns: int, position: np.ndarray, velocity: np.ndarray, limits: JointLimits
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -218,22 +245,24 @@ def stop_knots(
     return time_ns + knots_ns.astype(np.int64), positions, velocities
 
 
-def hold_plan(plan: Plan, now_ns: int, limits: JointLimits, period_ns: int, periods: int) -> Plan:
-    """Decelerate from the commanded state at ``now_ns`` and stay there.
+def hold_plan(plan: Plan, since_ns: int, start_ns: int, limits: JointLimits, period_ns: int, periods: int) -> Plan:
+    """Decelerate from the commanded state at ``start_ns`` and stay there.
 
     Args:
         plan: What is being executed.
-        now_ns: Time from which the arm decelerates.
+        since_ns: The hold begins with the newest knot of the plan at or before this.
+        start_ns: Time from which the arm decelerates.
         limits: Joint limits; ``max_acceleration`` sets the deceleration.
         period_ns: Control period.
-        periods: The plan lasts at least this many periods, so that it can be sent that often before its end.
+        periods: The plan lasts at least this many periods from one after ``since_ns`` on, so that it can be sent that
+            often before its end.
 
     Returns:
         A plan whose last two knots are the same point at rest.
     """
-    head = plan.committed(now_ns, now_ns - period_ns)
-    times, positions, velocities = stop_knots(now_ns, head.positions[-1], head.velocities[-1], limits)
-    rest_ns = max(int(times[-1]) + period_ns, now_ns + periods * period_ns)
+    head = plan.committed(start_ns, since_ns)
+    times, positions, velocities = stop_knots(start_ns, head.positions[-1], head.velocities[-1], limits)
+    rest_ns = max(int(times[-1]) + period_ns, since_ns + (periods + 1) * period_ns)
     stopping = head.then(times, positions, velocities)
     return stopping.then(
         np.array([rest_ns], dtype=np.int64), stopping.positions[-1:], np.zeros_like(stopping.velocities[-1:])

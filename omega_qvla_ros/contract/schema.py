@@ -186,9 +186,10 @@ class ChunkContract:
         blend_time_s: Time over which a new chunk replaces the committed one.
         min_remaining_s: A chunk of which less than this lies ahead is late and dropped; half of a short chunk is
             enough. Origin: the arm would begin to brake before the next chunk can be there.
-        switch_lead_s: A new chunk replaces the committed motion so long after its message leaves: one that the
-            controller receives later makes a step from the one to the other. The time that planning takes is measured
-            and comes on top. Origin: covers transport on one host; a robot on a network needs what its messages take.
+        switch_lead_s: A new chunk, or a hold, replaces the committed motion so long after its message leaves: one that
+            the controller receives later makes a step from the one to the other. The time that planning takes is
+            measured and comes on top. Origin: covers transport on one host; a robot on a network needs what its
+            messages take.
         method: ``blend``: chunks are planned freely and blended. ``rtc``: each is planned to continue the committed one
             (real-time chunking), and what is left of the difference is blended.
     """

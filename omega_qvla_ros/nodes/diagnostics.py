@@ -82,6 +82,8 @@ def session_values(session: PolicySession, now_ns: int) -> dict[str, object]:
         "trajectories_withdrawn": motion.counters.withdrawn,
         "planning_p50_ms": 1e3 * motion.dispatch.planning_s.get(50),
         "planning_p99_ms": 1e3 * motion.dispatch.planning_s.get(99),
+        "hold_planning_p50_ms": 1e3 * motion.dispatch.hold_s.get(50),
+        "hold_planning_p99_ms": 1e3 * motion.dispatch.hold_s.get(99),
         "trajectories_invalid": sum(motion.invalid.values()),
         "holds": motion.counters.holds,
         "plan_ran_out": motion.counters.exhausted,

@@ -49,6 +49,8 @@ LEVELS = (
     "control_jitter_p99_ms",
     "planning_p50_ms",
     "planning_p99_ms",
+    "hold_planning_p50_ms",
+    "hold_planning_p99_ms",
     "inference_p50_ms",
     "inference_p95_ms",
     "inference_p99_ms",

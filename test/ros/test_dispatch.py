@@ -15,7 +15,7 @@ from session_rig import NAMES, Rig
 from omega_qvla_core.policy_types import ActionChunk
 from omega_qvla_ros import jtc
 from omega_qvla_ros.contract import check_policy
-from omega_qvla_ros.dispatch import LATE_NS, MAX_PLANNING_NS
+from omega_qvla_ros.dispatch import MAX_PLANNING_NS
 from omega_qvla_ros.guard import MotionGuard
 from omega_qvla_ros.motion import HOLD_REPEATS, Motion
 from omega_qvla_ros.nodes.policy_node import PolicyNode
@@ -99,18 +99,17 @@ def test_message_that_asks_for_the_same_motion_may_be_late(line: Line) -> None:
     assert line.motion.dispatch.planning_s.values() == known, "only new motions say what planning takes"
 
 
-@pytest.mark.parametrize("age_ms", [0, 9, 19])
+@pytest.mark.parametrize("age_ms", [0, 5, 10])
 def test_chunk_that_leaves_in_time_is_sent(line: Line, age_ms: int) -> None:
-    assert age_ms * MS < 10 * MS + LATE_NS
     line.plan(-0.02)
     line.send(age_ms)
     line.run(400)
     assert line.motion.counters.withdrawn == 0 and line.scheduler.dropped["withdrawn"] == 0
     assert line.sent[-1].points[-1].positions[0] < 0.2
-    assert line.peaks.jump[0] < 0.15
+    assert line.peaks.acceleration[0] <= 1.001 * MAX_ACCELERATION
 
 
-@pytest.mark.parametrize("age_ms", [25, 80])
+@pytest.mark.parametrize("age_ms", [12, 80])
 def test_chunk_that_would_leave_too_late_is_withdrawn_and_the_known_motion_goes_on(line: Line, age_ms: int) -> None:
     known = line.motion.plan
     line.plan(-0.02)
@@ -136,7 +135,7 @@ def test_first_chunk_that_would_leave_too_late_leaves_the_arm_where_it_is() -> N
     assert len(line.sent) == 1 and line.peaks.acceleration[0] <= 1.001 * MAX_ACCELERATION
 
 
-@pytest.mark.parametrize("age_ms", [0, 30, 80])
+@pytest.mark.parametrize("age_ms", [0, 8, 12, 80])
 def test_hold_that_leaves_late_begins_when_it_leaves(line: Line, age_ms: int) -> None:
     line.motion.hold(line.now)
     line.send(age_ms)

@@ -130,7 +130,7 @@ def test_committed_part_is_the_same_curve() -> None:
 def test_hold_decelerates_from_the_command_and_outlasts_three_repetitions() -> None:
     plan = moving_plan(speed=2.0)
     now = T0 + 130_000_000
-    hold = hold_plan(plan, now, LIMITS, PERIOD_NS, 4)
+    hold = hold_plan(plan, now - PERIOD_NS, now, LIMITS, PERIOD_NS, 4)
     np.testing.assert_allclose(hold.sample(now)[0], plan.sample(now)[0])
     np.testing.assert_allclose(hold.sample(now)[1], plan.sample(now)[1])
     expected = plan.sample(now)[0][0] + 2.0 * 0.2 / 2
