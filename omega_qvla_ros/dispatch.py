@@ -16,7 +16,9 @@ from omega_qvla_ros.splines import nanoseconds
 from omega_qvla_ros.stats import Percentiles
 from omega_qvla_ros.trajectory import Plan
 
-PLANNING_PERCENT = 95
+PLANNING_PERCENT = {False: 95, True: 50}
+"""Of what planning took, for chunks and for holds. One stall must not delay the holds that come after it, and a hold
+that is late all the same is planned anew, which is fast."""
 MAX_PLANNING_NS = nanoseconds(0.1)
 """A machine that needs more than two control periods to plan is of no use; its chunks are withdrawn, and that shows."""
 
@@ -44,7 +46,7 @@ class Dispatch:
 
     def allowance_ns(self, holding: bool) -> int:
         """What the next plan, a hold or not, is expected to take until its message leaves."""
-        expected_s = self._took[holding].get(PLANNING_PERCENT)
+        expected_s = self._took[holding].get(PLANNING_PERCENT[holding])
         return 0 if math.isnan(expected_s) else min(nanoseconds(expected_s), MAX_PLANNING_NS)
 
     def reset(self) -> None:
@@ -62,12 +64,21 @@ class Dispatch:
         self._before = None if self._parts_ns is None else (self._parts_ns, self._sent)
         self._sent, self._parts_ns = commanded, None
 
-    def left(self, now_ns: int, age_ns: int) -> Commanded | None:
+    def overdue(self, now_ns: int) -> Commanded | None:
+        """What was sent last, if the plan has parted from it by now without a message; the change is void then."""
+        if self._parts_ns is None or now_ns <= self._parts_ns:
+            return None
+        self._parts_ns = None
+        return self._sent
+
+    def left(self, now_ns: int, age_ns: int, lead_ns: int) -> Commanded | None:
         """The message made last is about to leave.
 
         Args:
             now_ns: The time for which it was made.
             age_ns: How long ago that was.
+            lead_ns: What a message needs on its way. A hold is to have all of it; a chunk may have used it up, because
+                planning it anew would take as long again.
 
         Returns:
             None if it may leave; else what had been sent before it, which is then what was sent last.
@@ -76,7 +87,7 @@ class Dispatch:
         if before is None:
             return None
         self._took[self._sent.holding].add(age_ns / 1e9)
-        if now_ns + age_ns <= before[0]:
+        if now_ns + age_ns + (lead_ns if self._sent.holding else 0) <= before[0]:
             return None
         self._sent = before[1]
         return self._sent

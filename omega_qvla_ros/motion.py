@@ -214,7 +214,7 @@ class Motion:
             watched = np.isfinite(limits.max_tracking_error)
             position, speed = np.where(watched, measured, position), np.where(watched, velocity, speed)
         here = measured_plan(
-            now_ns, position, startable_velocity(position, speed, limits, self._period_ns), self._period_ns
+            now_ns, position, startable_velocity(position, speed, limits, 2 * self._period_ns), self._period_ns
         )
         self._plan = hold_plan(here, now_ns - self._period_ns, now_ns, limits, self._period_ns, HOLD_PERIODS)
         self._unstamped_since_ns = now_ns
@@ -263,15 +263,17 @@ class Motion:
         if actions.ndim == 2 and actions.shape[1] == len(self._binding.action_entries):
             actions = self._binding.targets(actions, measured if observed is None else observed)
         self._guard.check_actions(actions, self._horizon)
+        self._renew_hold(now_ns)
         self._settle(now_ns)
         if self.braking:
             raise ChunkDropped("epoch", "the arm brakes before it begins anew")
+        left_ns = now_ns + self.dispatch.allowance_ns(False)
         base = self._plan
         if base is None:
-            base = starting_plan(now_ns, measured, velocity, self._guard.contract_limits, self._period_ns)
+            ahead_ns = left_ns + self._switch_lead_ns + self._period_ns - now_ns
+            base = starting_plan(now_ns, measured, velocity, self._guard.contract_limits, self._period_ns, ahead_ns)
         if base.times_ns[0] > now_ns:
             base = still_plan(now_ns, base.positions[0], self._period_ns)
-        left_ns = now_ns + self.dispatch.allowance_ns(False)
         switch_ns = base.free_time(left_ns + self._switch_lead_ns)
         placement = self._scheduler.place(
             ticket,
@@ -295,18 +297,23 @@ class Motion:
 
     def shorten(self, now_ns: int, steps: int) -> None:
         """End the plan ``steps`` steps of a chunk from now: what is left belongs to an older instruction."""
-        until_ns = now_ns + steps * self._chunk_period_ns
+        soonest_ns = self._period_ns + self.dispatch.allowance_ns(False) + self._switch_lead_ns
+        until_ns = now_ns + max(steps * self._chunk_period_ns, soonest_ns)
         if self._plan is not None and not self._holding and self._plan.end_ns > until_ns:
             until_ns = self._plan.free_time(until_ns)
             self._targets = None
             self._plan = self._with_end(self._plan.committed(until_ns, now_ns - 2 * self._period_ns))
             self.dispatch.part_at(until_ns)
 
-    def hold(self, now_ns: int) -> None:
+    def hold(self, now_ns: int, leaves_ns: int | None = None) -> None:
         """Decelerate and stay; chunks under way are void. Does nothing while holding.
 
         It begins when its message can be there (``dispatch.allowance_ns`` and ``chunk.switch_lead_s``): one that begins
         earlier would not stop the arm earlier, but with a step of its velocity.
+
+        Args:
+            now_ns: The node's time.
+            leaves_ns: When its message is about to leave, None: now, and what planning takes later.
         """
         if self._holding:
             return
@@ -316,7 +323,8 @@ class Motion:
         self._hold_left = 0
         if self._plan is not None:
             limits = self._guard.contract_limits
-            start_ns = self._plan.free_time(now_ns + self.dispatch.allowance_ns(True) + self._switch_lead_ns)
+            leaves_ns = now_ns + self.dispatch.allowance_ns(True) if leaves_ns is None else leaves_ns
+            start_ns = self._plan.free_time(leaves_ns + self._switch_lead_ns)
             self._plan = hold_plan(
                 self._plan, now_ns - self._period_ns, start_ns, limits, self._period_ns, HOLD_PERIODS
             )
@@ -335,6 +343,7 @@ class Motion:
         Returns:
             A trajectory that a stock controller accepts, or None.
         """
+        self._renew_hold(now_ns)
         self._settle(now_ns)
         if self._plan is None:
             return None
@@ -368,18 +377,31 @@ class Motion:
         Returns:
             ``message`` itself if it is in time.
         """
-        sent = self.dispatch.left(now_ns, age_ns)
+        sent = self.dispatch.left(now_ns, age_ns, self._switch_lead_ns)
         if sent is None:
             return message
-        late_hold = self._holding
-        self.counters.withdrawn += 1
+        self._back_to(sent, now_ns, now_ns + age_ns)
+        return self.tick(now_ns)
+
+    def _renew_hold(self, now_ns: int) -> None:
+        """A hold that was decided upon between two messages and has not left by its beginning begins anew."""
+        sent = self.dispatch.overdue(now_ns) if self._holding else None
+        if sent is not None:
+            self._back_to(sent, now_ns)
+
+    def _back_to(self, sent: Commanded, now_ns: int, leaves_ns: int | None = None) -> None:
+        """What was planned since has not left: the controller knows ``sent``. A hold is planned anew from there."""
+        hold, chunk = self._holding, self._targets is not None and self._targets is not sent.targets
         self._plan, self._targets, self._task, self._holding = sent.plan, sent.targets, sent.task, sent.holding
-        if not late_hold:
-            self._scheduler.withdraw()
-        elif not self._holding:
+        if hold and not self._holding:
             self.counters.holds -= self._plan is not None
-            self.hold(now_ns + age_ns)
-        return self.tick(now_ns + age_ns)
+            self.hold(now_ns, leaves_ns)
+        elif not hold:
+            if chunk:
+                self.counters.withdrawn += 1
+                self._scheduler.withdraw()
+            if self._task != self._scheduler.task:
+                self.shorten(now_ns, self._scheduler.execution_horizon_steps)
 
     @property
     def exhausted(self) -> bool:

@@ -176,7 +176,9 @@ class ObservationBuffer:
         """
         topic = topic or self._joint_topic
         with self._lock:
-            label = "joint_states" if topic == self._joint_topic else topic
+            # Counters and headers of a source that is called so must not be taken for those of the main topic.
+            main = topic == self._joint_topic and "joint_states" not in self._joint_index
+            label = "joint_states" if main else topic
             stream, owned = self._joint_streams[topic], self._joint_index[topic]
             if len(positions) != len(names):
                 stream.refused = f"{len(positions)} positions for {len(names)} names"

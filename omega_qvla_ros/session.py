@@ -309,8 +309,9 @@ class PolicySession:
 
     def in_time(self, message: JointTrajectory, now_ns: int, age_ns: int) -> JointTrajectory | None:
         """The last look before a message leaves; see ``Motion.in_time``."""
+        withdrawn = self.motion.counters.withdrawn
         leaving = self.motion.in_time(message, now_ns, age_ns)
-        if leaving is not message:
+        if self.motion.counters.withdrawn > withdrawn:
             text = f"a motion was withdrawn, {age_ns / 1e6:.0f} ms after its time was read: the processor is too busy"
             self.notices.set("late", text, now_ns + EVENT_NS)
         return leaving

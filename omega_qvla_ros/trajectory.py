@@ -157,16 +157,25 @@ def still_plan(time_ns: int, position: np.ndarray, past_ns: int) -> Plan:
     )
 
 
-def measured_plan(time_ns: int, position: np.ndarray, velocity: np.ndarray, past_ns: int) -> Plan:
+def measured_plan(
+    time_ns: int, position: np.ndarray, velocity: np.ndarray, past_ns: int, ahead_ns: int | None = None
+) -> Plan:
     """An arm seen at ``position`` that moves at ``velocity``, ``[joints]`` each, from ``past_ns`` before ``time_ns``.
 
-    The last knot is ``past_ns`` after ``time_ns``: a plan stands at its end, and this one is to be continued before.
+    The last knot is ``ahead_ns`` (None: ``past_ns``) after ``time_ns``: a plan stands at its end, and this one is to be
+    continued before.
     """
     position, velocity = np.asarray(position, dtype=np.float64), np.asarray(velocity, dtype=np.float64)
-    step = velocity * float(seconds(past_ns))
+    ahead_ns = past_ns if ahead_ns is None else ahead_ns
     return Plan(
-        times_ns=np.array([time_ns - past_ns, time_ns, time_ns + past_ns], dtype=np.int64),
-        positions=np.vstack([position - step, position, position + step]),
+        times_ns=np.array([time_ns - past_ns, time_ns, time_ns + ahead_ns], dtype=np.int64),
+        positions=np.vstack(
+            [
+                position - velocity * float(seconds(past_ns)),
+                position,
+                position + velocity * float(seconds(ahead_ns)),
+            ]
+        ),
         velocities=np.vstack([velocity, velocity, velocity]),
     )
 
@@ -182,7 +191,7 @@ def brakable_velocity(
 
 
 def starting_plan(
-    time_ns: int, position: np.ndarray, velocity: np.ndarray | None, limits: JointLimits, past_ns: int
+    time_ns: int, position: np.ndarray, velocity: np.ndarray | None, limits: JointLimits, past_ns: int, ahead_ns: int
 ) -> Plan:
     """Where a motion begins when nothing was commanded yet: at rest or, where the arm is seen to move, at its speed.
 
@@ -192,18 +201,19 @@ def starting_plan(
         velocity: ``[joints]``, None where it is not known.
         limits: Joint limits.
         past_ns: The plan begins so long before ``time_ns``.
+        ahead_ns: What comes next begins before so long after ``time_ns``; until then an arm that moves goes on.
     """
     still = velocity is None or np.abs(velocity) < STILL_SHARE * limits.max_velocity
     if np.all(still):
         return still_plan(time_ns, position, past_ns)
-    speed = np.where(still, 0.0, startable_velocity(position, velocity, limits, past_ns))
-    return measured_plan(time_ns, position, speed, past_ns)
+    speed = np.where(still, 0.0, startable_velocity(position, velocity, limits, past_ns + ahead_ns))
+    return measured_plan(time_ns, position, speed, past_ns, ahead_ns)
 
 
-def startable_velocity(position: np.ndarray, velocity: np.ndarray, limits: JointLimits, period_ns: int) -> np.ndarray:
-    """A measured velocity, reduced to one with which a plan may begin: every limit can be kept from there."""
+def startable_velocity(position: np.ndarray, velocity: np.ndarray, limits: JointLimits, delay_ns: int) -> np.ndarray:
+    """A measured velocity, reduced to one with which a plan may begin: every limit can be kept ``delay_ns`` later."""
     slow = np.clip(velocity, -limits.max_velocity, limits.max_velocity)
-    return brakable_velocity(position, slow, limits, 2.0 * float(seconds(period_ns)))
+    return brakable_velocity(position, slow, limits, float(seconds(delay_ns)))
 
 
 def stop_knots(

@@ -101,9 +101,10 @@ class Playback:
         for camera in contract.cameras:
             msgtype = IMAGE_TYPES[camera.transport]
             self._cameras[self._resolve(camera.topic, msgtype, f"camera {camera.key!r} of {where}")] = camera
-        self._joint_topics = {
-            self._resolve(topic, JOINT_STATE_TYPE, where): topic for topic in contract.sensors.joint_topics
-        }
+        # Several topics of the contract may have been recorded as one, by remapping.
+        self._joint_topics: dict[str, list[str]] = {}
+        for topic in contract.sensors.joint_topics:
+            self._joint_topics.setdefault(self._resolve(topic, JOINT_STATE_TYPE, where), []).append(topic)
         self._told = self._instruction_topics()
         self.refused: dict[str, int] = {}
 
@@ -162,7 +163,8 @@ class Playback:
                 continue
             now_ns = clock.now_ns(recorded)
             if recorded.topic in self._joint_topics:
-                intake.on_joint_states(recorded.message, now_ns, self._joint_topics[recorded.topic])
+                for topic in self._joint_topics[recorded.topic]:
+                    intake.on_joint_states(recorded.message, now_ns, topic)
                 continue
             intake.on_image(self._cameras[recorded.topic].key, recorded.message, now_ns)
             if not told.instruction:

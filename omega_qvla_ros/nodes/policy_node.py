@@ -222,8 +222,10 @@ class PolicyNode(GuardedLifecycleNode):
         session, outputs = self._session, self._outputs
         if session is None or outputs is None:
             return
-        now_ns = self._now()
+        read_ns, now_ns = time.monotonic_ns(), self._now()
         first = session.deactivate(now_ns)
+        if first is not None:
+            first = session.in_time(first, now_ns, time.monotonic_ns() - read_ns)
         outputs.send_hold(first, session.motion, now_ns, session.contract.safety.stop_budget_s, not self._simulated)
 
     def _free(self) -> None:
@@ -243,7 +245,7 @@ class PolicyNode(GuardedLifecycleNode):
         return self.get_clock().now().nanoseconds
 
     def _on_control_tick(self) -> None:
-        now_ns, read_ns = self._now(), time.monotonic_ns()
+        read_ns, now_ns = time.monotonic_ns(), self._now()
         self._reporter.ticked_s = time.monotonic()
         session = self._session
         if session is None or now_ns == 0:  # simulated time has not begun
@@ -266,7 +268,7 @@ class PolicyNode(GuardedLifecycleNode):
 
     def _on_chunk_ready(self) -> None:
         """A chunk does not wait for the next control tick."""
-        now_ns, read_ns = self._now(), time.monotonic_ns()
+        read_ns, now_ns = time.monotonic_ns(), self._now()
         if self._session is None or now_ns == 0:
             return
         if self._session.collect(now_ns):
@@ -280,7 +282,7 @@ class PolicyNode(GuardedLifecycleNode):
     def _send(self) -> None:
         """Send what the session wants to be sent now, between two control ticks."""
         if self._session is not None:
-            now_ns, read_ns = self._now(), time.monotonic_ns()
+            read_ns, now_ns = time.monotonic_ns(), self._now()
             self._publish(self._session.motion.tick(now_ns), now_ns, read_ns)
 
     def _publish(self, trajectory: JointTrajectory | None, now_ns: int, read_ns: int) -> None:
@@ -318,7 +320,7 @@ class PolicyNode(GuardedLifecycleNode):
     def _on_clock_jump(self, jump: TimeJump) -> None:
         if self._session is not None:
             self.get_logger().warning("the clock jumped back: hold here; the plan and all samples are dropped")
-            now_ns, read_ns = self._now(), time.monotonic_ns()
+            read_ns, now_ns = time.monotonic_ns(), self._now()
             self._publish(self._session.clock_jumped(now_ns), now_ns, read_ns)
 
     # Parameters and instruction.

@@ -70,6 +70,8 @@ class SoakFigures:
             limit = self.controller_jump_limit[name]
             if jump > limit:
                 found.append(f"the controller's reference of {name} made a step of {jump:.4f}, limit {limit:.4f}")
+        if self.finished and not self.controller_jump:
+            found.append("the controller did not report the steps of its reference")
         if not self.trajectories:
             found.append("nothing was commanded")
         if self.memory_growth is not None and self.minutes >= MIN_GROWTH_MINUTES and self.memory_growth >= MAX_GROWTH:

@@ -96,6 +96,7 @@ def test_plan_that_ran_out_is_silent_and_counted_and_the_next_chunk_starts_there
 def test_hold_is_sent_in_three_periods_with_the_same_stamps_then_silence() -> None:
     motion, scheduler = build()
     give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
+    assert motion.tick(T0) is not None
     now = T0 + 210_000_000
     motion.hold(now)
     ends = set()

@@ -181,6 +181,21 @@ def test_fault_12_joint_with_a_topic_of_its_own_is_taken_from_there_only() -> No
     np.testing.assert_allclose(buffer.joint_velocities(), [1.0, 0.0])
 
 
+def test_fault_14_source_called_joint_states_does_not_freshen_the_main_topic() -> None:
+    """As on xArm. By receipt, a stamp that was there before keeps its time; each topic has stamps of its own."""
+    sensors = {
+        "joint_states_topic": "broadcaster/joint_states",
+        "joint_sources": [{"topic": "joint_states", "joints": ["finger"], "timeout_s": 0.3}],
+    }
+    buffer = ObservationBuffer(toy_contract(sensors=sensors), "receive")
+    for k in range(20):
+        now_ns = T0 + k * 50 * MS
+        buffer.add_joints(NAMES, [0.1, 0.04], 7, now_ns, "broadcaster/joint_states")  # a dead arm: the same stamp
+        buffer.add_joints(NAMES, [0.1, 0.04], now_ns, now_ns, "joint_states")
+    problem = buffer._problem(now_ns)
+    assert problem is not None and "broadcaster/joint_states" in problem.reason
+
+
 def test_fault_15_joint_states_without_velocities_are_differenced(rig: Rig) -> None:
     message = JointState(name=list(NAMES), position=[0.1, 0.02])
     assert msgs.joint_positions_by_name(message) == {"shoulder": 0.1, "finger": 0.02}
