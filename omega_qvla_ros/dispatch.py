@@ -44,7 +44,7 @@ class Dispatch:
         self._took = {False: self.planning_s, True: self.hold_s}
         self.reset()
 
-    def allowance_ns(self, holding: bool) -> int:
+    def allowance_ns(self, *, holding: bool) -> int:
         """What the next plan, a hold or not, is expected to take until its message leaves."""
         expected_s = self._took[holding].get(PLANNING_PERCENT[holding])
         return 0 if math.isnan(expected_s) else min(nanoseconds(expected_s), MAX_PLANNING_NS)

@@ -59,14 +59,14 @@ def follow(reference: Plan, limits: JointLimits, hard: JointLimits) -> Plan:
     reference = _with_stops(reference, hard)
     spans = seconds(np.diff(reference.times_ns))
     following = np.append(spans[1:], 0.0)
-    ahead = _still_asked_for(reference, limits)
+    walls, accelerations = _boxes(_still_asked_for(reference, limits), limits, hard)
     direct_ok = _fits(reference, limits)
     position, velocity = reference.positions[0].copy(), reference.velocities[0].copy()
     positions, velocities = [position], [velocity]
     on_reference = np.ones(len(position), dtype=bool)
     for k, (span, next_span) in enumerate(zip(spans, following)):
         target, wanted = reference.positions[k + 1], reference.velocities[k + 1]
-        boxes = _boxes(Walls(ahead.low[k + 1], ahead.high[k + 1]), limits, hard)
+        boxes = Walls(walls.low[k + 1], walls.high[k + 1]), accelerations
         direct = np.where(on_reference, direct_ok[k], False)
         if not on_reference.all():
             direct |= ~on_reference & _segment_fits(
@@ -101,11 +101,13 @@ def excess(plan: Plan, limits: JointLimits) -> dict[str, np.ndarray]:
     }
 
 
-def _boxes(soft: Walls, limits: JointLimits, hard: JointLimits) -> tuple[Walls, np.ndarray]:
-    """Walls and accelerations ``[3, joints]``: what is still to be reached, ``limits``, ``hard``."""
-    low = np.stack([soft.low, limits.position_min, hard.position_min])
-    high = np.stack([soft.high, limits.position_max, hard.position_max])
-    return Walls(low, high), np.stack([limits.max_acceleration, limits.max_acceleration, hard.max_acceleration])
+def _boxes(ahead: Walls, limits: JointLimits, hard: JointLimits) -> tuple[Walls, np.ndarray]:
+    """Walls ``[knots, 3, joints]``, accelerations ``[3, joints]``: what is still asked for, ``limits``, ``hard``."""
+    shape = ahead.low.shape
+    low = [ahead.low, *(np.broadcast_to(box.position_min, shape) for box in (limits, hard))]
+    high = [ahead.high, *(np.broadcast_to(box.position_max, shape) for box in (limits, hard))]
+    accelerations = np.stack([limits.max_acceleration, limits.max_acceleration, hard.max_acceleration])
+    return Walls(np.stack(low, axis=1), np.stack(high, axis=1)), accelerations
 
 
 def _fits(plan: Plan, limits: JointLimits) -> np.ndarray:

@@ -157,7 +157,9 @@ class Motion:
         targets = np.stack([np.interp(times_ns, known_ns, column) for column in known.T], axis=1)
         for k in np.flatnonzero(times_ns < known_ns[0]):
             targets[k] = self._plan.sample(int(times_ns[k]))[0]
-        switch_ns = observation_ns + nanoseconds(latency_s) + self.dispatch.allowance_ns(False) + self._switch_lead_ns
+        switch_ns = (
+            observation_ns + nanoseconds(latency_s) + self.dispatch.allowance_ns(holding=False) + self._switch_lead_ns
+        )
         return CommittedPrefix(self._binding.actions(targets, observed), int((times_ns < switch_ns).sum()))
 
     def queue_s(self, now_ns: int) -> float:
@@ -213,9 +215,8 @@ class Motion:
             # A joint that is not watched may hold something: its command is what holds it, not where it stands.
             watched = np.isfinite(limits.max_tracking_error)
             position, speed = np.where(watched, measured, position), np.where(watched, velocity, speed)
-        here = measured_plan(
-            now_ns, position, startable_velocity(position, speed, limits, 2 * self._period_ns), self._period_ns
-        )
+        speed = startable_velocity(position, speed, limits, 2 * self._period_ns)
+        here = measured_plan(now_ns, position, speed, self._period_ns, self._period_ns)
         self._plan = hold_plan(here, now_ns - self._period_ns, now_ns, limits, self._period_ns, HOLD_PERIODS)
         self._unstamped_since_ns = now_ns
         self.dispatch.reset()
@@ -267,10 +268,10 @@ class Motion:
         self._settle(now_ns)
         if self.braking:
             raise ChunkDropped("epoch", "the arm brakes before it begins anew")
-        left_ns = now_ns + self.dispatch.allowance_ns(False)
+        left_ns = now_ns + self.dispatch.allowance_ns(holding=False)
         base = self._plan
         if base is None:
-            ahead_ns = left_ns + self._switch_lead_ns + self._period_ns - now_ns
+            ahead_ns = left_ns - now_ns + self._switch_lead_ns + self._period_ns
             base = starting_plan(now_ns, measured, velocity, self._guard.contract_limits, self._period_ns, ahead_ns)
         if base.times_ns[0] > now_ns:
             base = still_plan(now_ns, base.positions[0], self._period_ns)
@@ -297,7 +298,7 @@ class Motion:
 
     def shorten(self, now_ns: int, steps: int) -> None:
         """End the plan ``steps`` steps of a chunk from now: what is left belongs to an older instruction."""
-        soonest_ns = self._period_ns + self.dispatch.allowance_ns(False) + self._switch_lead_ns
+        soonest_ns = self._period_ns + self.dispatch.allowance_ns(holding=False) + self._switch_lead_ns
         until_ns = now_ns + max(steps * self._chunk_period_ns, soonest_ns)
         if self._plan is not None and not self._holding and self._plan.end_ns > until_ns:
             until_ns = self._plan.free_time(until_ns)
@@ -323,7 +324,7 @@ class Motion:
         self._hold_left = 0
         if self._plan is not None:
             limits = self._guard.contract_limits
-            leaves_ns = now_ns + self.dispatch.allowance_ns(True) if leaves_ns is None else leaves_ns
+            leaves_ns = now_ns + self.dispatch.allowance_ns(holding=True) if leaves_ns is None else leaves_ns
             start_ns = self._plan.free_time(leaves_ns + self._switch_lead_ns)
             self._plan = hold_plan(
                 self._plan, now_ns - self._period_ns, start_ns, limits, self._period_ns, HOLD_PERIODS

@@ -211,20 +211,23 @@ class ObservationBuffer:
 
         Those of other sources are taken as they are: how old they may be is their own timeout's affair.
         """
-        merged_ns = int(self._joint_stamps[list(self._joint_index[topic].values())].min())
-        if merged_ns < 0:
+        stream, own_ns = self._joint_streams[topic], self._oldest_joint_ns(topic)
+        if own_ns < 0:
             return
-        stream = self._joint_streams[topic]
-        if stream.newest_ns != merged_ns:
-            stream.received(merged_ns, now_ns)
+        if stream.newest_ns != own_ns:
+            stream.received(own_ns, now_ns)
         if (self._joint_stamps < 0).any() or (topic != self._joint_topic and self._joints):
             return
-        merged_ns = int(self._joint_stamps[list(self._joint_index[self._joint_topic].values())].min())
+        merged_ns = self._oldest_joint_ns(self._joint_topic)
         sample = (merged_ns, self._joint_positions.copy())
         if self._joints and self._joints[-1][0] == merged_ns:
             self._joints[-1] = sample
         else:
             self._joints.append(sample)
+
+    def _oldest_joint_ns(self, topic: str) -> int:
+        """Stamp of the oldest joint that comes on a topic, below 0 while one is missing."""
+        return int(self._joint_stamps[list(self._joint_index[topic].values())].min())
 
     def _sample_ns(self, name: str, stamp_ns: int, now_ns: int) -> int:
         """The time of a sample. By receipt, a stamp that was there before keeps the time that it got then."""

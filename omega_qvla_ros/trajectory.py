@@ -157,25 +157,16 @@ def still_plan(time_ns: int, position: np.ndarray, past_ns: int) -> Plan:
     )
 
 
-def measured_plan(
-    time_ns: int, position: np.ndarray, velocity: np.ndarray, past_ns: int, ahead_ns: int | None = None
-) -> Plan:
+def measured_plan(time_ns: int, position: np.ndarray, velocity: np.ndarray, past_ns: int, ahead_ns: int) -> Plan:
     """An arm seen at ``position`` that moves at ``velocity``, ``[joints]`` each, from ``past_ns`` before ``time_ns``.
 
-    The last knot is ``ahead_ns`` (None: ``past_ns``) after ``time_ns``: a plan stands at its end, and this one is to be
-    continued before.
+    The last knot is ``ahead_ns`` after ``time_ns``: a plan stands at its end, and this one is to be continued before.
     """
     position, velocity = np.asarray(position, dtype=np.float64), np.asarray(velocity, dtype=np.float64)
-    ahead_ns = past_ns if ahead_ns is None else ahead_ns
+    after_ns = np.array([-past_ns, 0, ahead_ns], dtype=np.int64)
     return Plan(
-        times_ns=np.array([time_ns - past_ns, time_ns, time_ns + ahead_ns], dtype=np.int64),
-        positions=np.vstack(
-            [
-                position - velocity * float(seconds(past_ns)),
-                position,
-                position + velocity * float(seconds(ahead_ns)),
-            ]
-        ),
+        times_ns=time_ns + after_ns,
+        positions=position + velocity * seconds(after_ns)[:, None],
         velocities=np.vstack([velocity, velocity, velocity]),
     )
 

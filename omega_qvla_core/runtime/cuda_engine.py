@@ -231,13 +231,8 @@ class _Running:
         self.static.x_t.add_(self.static.v_t, alpha=self.static.plan.step_size)
 
     def _chunk(self) -> None:
-        static = self.static
-        static.vision()
-        if self._capture:
-            static.prefix_beside_first_step()
-        else:
-            static.prefix()
-            static.step(0)
+        self.static.vision()
+        self.static.prefix_and_first_step()
         self._take_step()
         self._denoise(first=1)
 

@@ -231,8 +231,8 @@ class Gr00tStatic:
         features.tokens[:actions].copy_(embodiment.places)
         features.tokens[actions : actions + 1].copy_(embodiment.state_token(self.inputs.state))
 
-    def prefix_beside_first_step(self) -> None:
-        """Both; a step begins with what the prefix ends with, so one after the other."""
+    def prefix_and_first_step(self) -> None:
+        """One after the other: a step begins with what the prefix ends with."""
         self.prefix()
         self.step(0)
 

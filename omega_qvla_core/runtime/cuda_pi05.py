@@ -157,8 +157,15 @@ class Pi05Static:
         self._place_chunk()
         self._fill(self.caches)
 
-    def prefix_beside_first_step(self) -> None:
-        """``prefix``, and ``step(0)`` on a stream of its own: a layer of it waits for the keys of that layer only."""
+    def prefix_and_first_step(self) -> None:
+        """``prefix``, and beside it ``step(0)`` on a stream of its own: a layer waits for the keys of that layer only.
+
+        One after the other where there are no streams (Triton's interpreter).
+        """
+        if not self.keys.is_cuda:
+            self.prefix()
+            self.step(0)
+            return
         self._place_chunk()
         prefix, expert = torch.cuda.current_stream(), torch.cuda.Stream()
         expert.wait_stream(prefix)

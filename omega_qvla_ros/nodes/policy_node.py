@@ -223,9 +223,7 @@ class PolicyNode(GuardedLifecycleNode):
         if session is None or outputs is None:
             return
         read_ns, now_ns = time.monotonic_ns(), self._now()
-        first = session.deactivate(now_ns)
-        if first is not None:
-            first = session.in_time(first, now_ns, time.monotonic_ns() - read_ns)
+        first = _last_look(session, session.deactivate(now_ns), now_ns, read_ns)
         outputs.send_hold(first, session.motion, now_ns, session.contract.safety.stop_budget_s, not self._simulated)
 
     def _free(self) -> None:
@@ -286,15 +284,11 @@ class PolicyNode(GuardedLifecycleNode):
             self._publish(self._session.motion.tick(now_ns), now_ns, read_ns)
 
     def _publish(self, trajectory: JointTrajectory | None, now_ns: int, read_ns: int) -> None:
-        """Send a message that was made for ``now_ns``, which was read at ``read_ns`` of the steady clock.
-
-        By the steady clock, because simulated time stands while a callback runs.
-        """
-        if self._outputs is None or self._session is None:
-            return
-        if trajectory is not None:
-            trajectory = self._session.in_time(trajectory, now_ns, time.monotonic_ns() - read_ns)
-        self._outputs.send(trajectory, self._session.motion.plan, now_ns)
+        """Send a message, if it is still in time; see ``_last_look``."""
+        session, outputs = self._session, self._outputs
+        if session is not None and outputs is not None:
+            trajectory = _last_look(session, trajectory, now_ns, read_ns)
+            outputs.send(trajectory, session.motion.plan, now_ns)
 
     def _poll_outputs(self) -> None:
         if self.lifecycle == "active":
@@ -346,6 +340,18 @@ class PolicyNode(GuardedLifecycleNode):
         session.apply(loading.session_options(self, session.contract, session.policy.spec))
         if "control_rate_hz" in names:
             self._set_control_rate()
+
+
+def _last_look(
+    session: PolicySession, trajectory: JointTrajectory | None, now_ns: int, read_ns: int
+) -> JointTrajectory | None:
+    """What may leave of a message that was made for ``now_ns``, which was read at ``read_ns`` of the steady clock.
+
+    By the steady clock, because simulated time stands while a callback runs.
+    """
+    if trajectory is None:
+        return None
+    return session.in_time(trajectory, now_ns, time.monotonic_ns() - read_ns)
 
 
 def decoder(contract: RobotContract, spec: PolicySpec) -> Callable[[Any, str], np.ndarray]:

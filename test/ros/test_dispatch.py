@@ -209,7 +209,7 @@ def test_one_stall_does_not_delay_the_holds_after_it() -> None:
     line = Line()
     for took_s in (2.0, 0.001, 0.001):
         line.motion.dispatch.hold_s.add(took_s)
-    assert line.motion.dispatch.allowance_ns(True) == MS
+    assert line.motion.dispatch.allowance_ns(holding=True) == MS
 
 
 def test_shortened_plan_that_did_not_leave_is_shortened_again(line: Line) -> None:
