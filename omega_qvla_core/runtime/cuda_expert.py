@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from omega_qvla_core.errors import EngineError
 from omega_qvla_core.kernels.triton_kernels import rows
+from omega_qvla_core.kernels.triton_kernels.coding import Coding
 from omega_qvla_core.kernels.triton_kernels.launch import padded_tokens
-from omega_qvla_core.kernels.triton_kernels.launch_rows import Coding, Heads, attend, merge, norm, rotate_heads
+from omega_qvla_core.kernels.triton_kernels.launch_rows import Heads, attend, merge, norm, rotate_heads
 from omega_qvla_core.kernels.triton_kernels.layout import BLOCK_OUT
 from omega_qvla_core.kernels.triton_kernels.tuning import Tuning
 from omega_qvla_core.models.pi05_prefix import StepCondition

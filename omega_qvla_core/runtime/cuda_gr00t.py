@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from omega_qvla_core.errors import EngineError
 from omega_qvla_core.kernels.triton_kernels import rows
+from omega_qvla_core.kernels.triton_kernels.coding import Coding
 from omega_qvla_core.kernels.triton_kernels.launch import padded_tokens
-from omega_qvla_core.kernels.triton_kernels.launch_rows import Coding, Heads, attend, norm
+from omega_qvla_core.kernels.triton_kernels.launch_rows import Heads, attend, norm
 from omega_qvla_core.kernels.triton_kernels.tuning import Tuning
 from omega_qvla_core.kernels.triton_kernels.weights import weight_bytes
 from omega_qvla_core.models.gr00t_n15 import Gr00tN15

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from omega_qvla_core.kernels.triton_kernels import large_gemm, numerics, rows, small_gemm
+from omega_qvla_core.kernels.triton_kernels.coding import Coding
 from omega_qvla_core.kernels.triton_kernels.launch import (
     Blocks,
     Joining,
@@ -20,7 +21,7 @@ from omega_qvla_core.kernels.triton_kernels.launch import (
     shares,
     small_linear,
 )
-from omega_qvla_core.kernels.triton_kernels.launch_rows import Coding, Shares, activate, norm
+from omega_qvla_core.kernels.triton_kernels.launch_rows import Shares, activate, norm
 from omega_qvla_core.kernels.triton_kernels.layout import BLOCK_OUT, round_up
 from omega_qvla_core.kernels.triton_kernels.tuning import Tuning
 from omega_qvla_core.kernels.triton_kernels.weights import FLOAT_BITS, LargeWeight, SmallWeight

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from omega_qvla_core.errors import EngineError
 from omega_qvla_core.kernels import GroupedWeight, code_range
 from omega_qvla_core.kernels.triton_kernels import rows
-from omega_qvla_core.kernels.triton_kernels.launch_rows import Coding, hadamard_tail
+from omega_qvla_core.kernels.triton_kernels.coding import Coding, hadamard_tail
 from omega_qvla_core.kernels.triton_kernels.weights import (
     LargeWeight,
     SmallWeight,

@@ -11,13 +11,12 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 from triton_cases import DEVICE, FLOAT, ROTATION_RELATIVE, largest_difference, random_floats
 
 from omega_qvla_core.kernels.triton_kernels import numerics, rows
+from omega_qvla_core.kernels.triton_kernels.coding import Coding, hadamard_tail
 from omega_qvla_core.kernels.triton_kernels.launch_rows import (
-    Coding,
     Heads,
     Shares,
     activate,
     attend,
-    hadamard_tail,
     merge,
     norm,
     rotate_heads,

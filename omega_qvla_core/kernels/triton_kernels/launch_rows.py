@@ -10,10 +10,10 @@ from torch import Tensor
 
 from omega_qvla_core.kernels.triton_kernels import attention as attention_kernels
 from omega_qvla_core.kernels.triton_kernels import numerics, rows
+from omega_qvla_core.kernels.triton_kernels.coding import LINE, Coding
 from omega_qvla_core.kernels.triton_kernels.launch import launch_options
-from omega_qvla_core.kernels.triton_kernels.layout import hadamard, round_up
+from omega_qvla_core.kernels.triton_kernels.layout import round_up
 
-_LINE = 64
 _FEWEST_LINES = 16
 """Rows of the smallest product that rotates a token."""
 _ACTIVATE_LINES = 8
@@ -23,58 +23,6 @@ _NORM_WARPS = 8
 _ACTIVATE_WARPS = 4
 _MERGE_WARPS = 4
 _ROTATE_WARPS = 4
-
-
-@dataclass(frozen=True)
-class Coding:
-    """How the input of a product is written.
-
-    Attributes:
-        mode: ``rows.FLOATS`` (bfloat16), ``rows.TOKEN`` or ``rows.TOKEN_GROUP``.
-        group: Columns per scale of TOKEN_GROUP: 32, 64 or a multiple of 64.
-        high: Largest code.
-        factor: float32 ``[1]`` or ``[G]``: clip ratio over the largest code.
-        rotate: Whether blocks of 64 columns are rotated by the Hadamard matrix.
-        tail: float32 ``[64, 64]`` of the short last block, padded with zeros, or None.
-    """
-
-    mode: int = rows.FLOATS
-    group: int = _LINE
-    high: int = 7
-    factor: Tensor | None = None
-    rotate: bool = False
-    tail: Tensor | None = None
-
-    @property
-    def constants(self) -> dict[str, object]:
-        """Compile-time arguments of the kernels."""
-        return {
-            "ROTATE": self.rotate,
-            "TAIL": self.tail is not None,
-            "CODES": self.mode,
-            "GROUP": self.group if self.mode == rows.TOKEN_GROUP else _LINE,
-            "HIGH": self.high,
-        }
-
-    def tensors(self, spare: Tensor) -> tuple[Tensor, Tensor]:
-        """Tail and factors; ``spare`` stands for what is not there and is not read."""
-        return tuple(spare if one is None else one for one in (self.tail, self.factor))
-
-
-def hadamard_tail(width: int, device: torch.device | str) -> Tensor | None:
-    """Matrix of the short last Hadamard block of a row, which needs a power of two; None if there is none.
-
-    Raises:
-        ValueError: The last block is not a power of two wide, so that there is no Sylvester matrix for it.
-    """
-    rest = width % _LINE
-    if rest & (rest - 1):
-        raise ValueError(f"width {width} leaves a last block of {rest} columns, which is not a power of two")
-    if not rest:
-        return None
-    tail = torch.zeros(_LINE, _LINE)
-    tail[:rest, :rest] = hadamard(rest)
-    return tail.to(device)
 
 
 def norm(
@@ -145,7 +93,7 @@ def norm(
 
 def lines(width: int) -> int:
     """Lines of 64 columns that hold a row: a power of two."""
-    return max(_FEWEST_LINES, triton.next_power_of_2(triton.cdiv(width, _LINE)))
+    return max(_FEWEST_LINES, triton.next_power_of_2(triton.cdiv(width, LINE)))
 
 
 @dataclass(frozen=True)
@@ -185,7 +133,7 @@ def merge(shares: Shares, out: Tensor, scales: Tensor | None, coding: Coding, to
         "num_warps": _MERGE_WARPS,
         **launch_options(early),
     }
-    if head_dim % _LINE == 0 and coding.mode != rows.TOKEN and coding.group <= head_dim:
+    if head_dim % LINE == 0 and coding.mode != rows.TOKEN and coding.group <= head_dim:
         rows.merge_heads[(tokens, heads)](
             shares.mixed,
             shares.peak,
@@ -239,7 +187,7 @@ def activate(
         activation: See ``numerics.activate``.
     """
     spare = out if scales is None else scales
-    rows.activate_rows[(tokens, triton.cdiv(width, _ACTIVATE_LINES * _LINE))](
+    rows.activate_rows[(tokens, triton.cdiv(width, _ACTIVATE_LINES * LINE))](
         parts,
         spare if mul is None else mul,
         spare if coding.factor is None else coding.factor,
