@@ -89,7 +89,7 @@ def small_linear(
         activation: Of GATED and ACTIVATED: see ``numerics.activate``.
         joining: To cut K into shares where that fills the GPU; None to let one program have all of K. Not for PARTIAL.
         stages: Loads in flight.
-        warps: Of a program of PARTIAL with one tile of rows and a short share; others have 4.
+        warps: Of a program of PARTIAL with codes, one tile of rows and a short share; others have 4.
         early: See ``numerics.begin``.
     """
     tokens = x.shape[0]
@@ -137,7 +137,7 @@ def small_linear(
         SHARES=1 if joining is None or epilogue in (small.PARTIAL, small.SUMS) else count,
         STAGES=stages,
         EARLY=early,
-        num_warps=warps if epilogue == small.PARTIAL and not pair and units * unit <= _SHORT_SHARE else 4,
+        num_warps=warps if scaled and epilogue == small.PARTIAL and not pair and units * unit <= _SHORT_SHARE else 4,
         **launch_options(early),
     )
 

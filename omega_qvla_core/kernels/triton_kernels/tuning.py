@@ -42,8 +42,8 @@ class Tuning:
         attention: Of many tokens.
         shared_attention: Of few tokens, keys in shares.
         small_stages: Loads in flight of products for few tokens.
-        small_warps: Warps of their programs where a share of K is short. Two run ``mma``, which starts sooner than four
-            warps' ``wgmma``.
+        small_warps: Warps of their programs where codes are read and a share of K is short. Two run ``mma``, which
+            starts sooner than four warps' ``wgmma``.
         early: Whether kernels for few tokens start before the one before them has ended; see ``numerics.begin``.
     """
 
