@@ -103,6 +103,7 @@ def cases(target, capability):
         ("int8 even", target.even, {"HAS_RESIDUAL": True}, codes),
         ("int8 short", target.short, {"HAS_BIAS": True, "ACTIVATION": 1}, codes),
         ("int8 narrow", target.narrow, {"HAS_RESIDUAL": True}, codes),
+        ("int8 ragged", target.ragged, {}, codes),
         ("int8 gated", target.gated, {"ACTIVATION": 2}, codes),
         ("floats", target.floats, {"BITS": 16, "SCALED": False, "HAS_RESIDUAL": True}, floats),
         ("floats gated", target.floats_gated, {"BITS": 16, "SCALED": False, "ACTIVATION": 2}, floats),

@@ -13,8 +13,11 @@ _LEAST_SHARED_BYTES = 101376
 _ROOMY_BYTES = 160 * 1024
 # An H100 has 132 multiprocessors.
 _WAVE = 132
-_FEWEST_BLOCKS = 100
 _SHORT_COLUMNS = 1536
+# Share of a GPU's time that goes into outputs that are there, from which on larger blocks are faster than narrow ones:
+# the rest are multiprocessors without a block in the last wave, and rows past the last token.
+_FILLED_WIDE = 0.7
+_FILLED_EVEN = 0.85
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,11 @@ class Tuning:
     """Block sizes of an engine.
 
     Attributes:
-        wide: int8 products for many tokens, where blocks of 128 x 128 would be more than one wave.
-        even: The same where they are about one wave.
-        short: The same with short rows of the weight.
-        narrow: The same where they would leave much of the GPU idle.
+        wide: int8 products for many tokens, where such blocks fill the GPU.
+        even: The same where these do.
+        short: The same with short rows of the weight and more than one wave of ``even``.
+        narrow: The same where none of them would fill it, in up to two waves.
+        ragged: The same, in more.
         gated: Gated int8 products.
         floats: bfloat16 products with bias and residual; cuBLAS does the others.
         floats_gated: Gated bfloat16 products.
@@ -51,6 +55,7 @@ class Tuning:
     even: Blocks
     short: Blocks
     narrow: Blocks
+    ragged: Blocks
     gated: Blocks
     floats: Blocks
     floats_gated: Blocks
@@ -62,19 +67,26 @@ class Tuning:
 
     def int8(self, tokens: int, outputs: int, columns: int) -> Blocks:
         """Of an int8 product for many tokens, by its sizes."""
-        blocks = -(-tokens // 128) * -(-outputs // 128)
-        if blocks < _FEWEST_BLOCKS:
-            return self.narrow
-        if blocks <= _WAVE:
-            return self.even
-        return self.short if columns <= _SHORT_COLUMNS else self.wide
+        if columns <= _SHORT_COLUMNS and _waves(self.even, tokens, outputs) > 1:
+            return self.short
+        for blocks, least in ((self.wide, _FILLED_WIDE), (self.even, _FILLED_EVEN)):
+            computed = _waves(blocks, tokens, outputs) * _WAVE * blocks.tokens * blocks.out
+            if tokens * outputs >= least * computed:
+                return blocks
+        return self.narrow if _waves(self.narrow, tokens, outputs) <= 2 else self.ragged
+
+
+def _waves(blocks: Blocks, tokens: int, outputs: int) -> int:
+    """How often every multiprocessor gets a block."""
+    return -(-(-(-tokens // blocks.tokens) * -(-outputs // blocks.out)) // _WAVE)
 
 
 _ROOMY = Tuning(
     wide=Blocks(128, 256, 128, 8, 4),
     even=Blocks(128, 128, 128, 8, 4),
     short=Blocks(128, 128, 64, 4, 5),
-    narrow=Blocks(64, 64, 128, 4, 5),
+    narrow=Blocks(64, 128, 128, 4, 4, 16),
+    ragged=Blocks(64, 128, 128, 4, 3, 16),
     gated=Blocks(128, 128, 128, 8, 4),
     floats=Blocks(64, 128, 64, 4, 4),
     floats_gated=Blocks(128, 128, 64, 8, 4),
@@ -87,6 +99,7 @@ _TIGHT = Tuning(
     even=Blocks(128, 128, 64, 8, 3),
     short=Blocks(128, 128, 64, 8, 3),
     narrow=Blocks(64, 64, 128, 4, 3),
+    ragged=Blocks(64, 64, 128, 4, 3),
     gated=Blocks(64, 64, 64, 4, 3),
     floats=Blocks(64, 128, 32, 4, 3),
     floats_gated=Blocks(64, 64, 32, 4, 3),
