@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -57,13 +57,14 @@ class Seam:
 
 @dataclass
 class MotionCounters:
-    """What left the node, and what was ``withdrawn`` because it would have left too late."""
+    """What left the node, ``withdrawn`` because it would have left too late, or ``beyond_limits`` (must stay 0)."""
 
     published: int = 0
     withdrawn: int = 0
     holds: int = 0
     exhausted: int = 0
     tracking_lost: int = 0
+    beyond_limits: int = 0
 
 
 class Motion:
@@ -107,6 +108,7 @@ class Motion:
         """Of the last switch from a motion that was under way."""
         self.tracking = TrackingMonitor(self._names, guard.contract_limits, contract.safety.stall_time_s)
         self.counters = MotionCounters()
+        self._beyond: str | None = None
         self.invalid: Counter[str] = Counter()
 
     @property
@@ -218,6 +220,7 @@ class Motion:
         speed = startable_velocity(position, speed, limits, 2 * self._period_ns)
         here = measured_plan(now_ns, position, speed, self._period_ns, self._period_ns)
         self._plan = hold_plan(here, now_ns - self._period_ns, now_ns, limits, self._period_ns, HOLD_PERIODS)
+        self._report(here, now_ns - self._period_ns, now_ns)
         self._unstamped_since_ns = now_ns
         self.dispatch.reset()
         self._last_tick_ns = None
@@ -284,10 +287,13 @@ class Motion:
             switch_ns,
         )
         head = base.committed(switch_ns, now_ns - 2 * self._period_ns)
-        plan = self._guard.limit(head, placement.times_ns, placement.targets)
+        plan = self._with_end(self._guard.limit(head, placement.times_ns, placement.targets))
+        finding = self._guard.finding(plan, base, now_ns, switch_ns)
+        if finding is not None:
+            self._guard.refuse(finding)
         if self._plan is not None and switch_ns < self._plan.end_ns and not self._holding:
             self.seam = Seam(placement.seam, self._guard.asked * self._guard.limits.max_acceleration)
-        self._plan = self._with_end(plan)
+        self._plan = plan
         self.dispatch.part_at(switch_ns)
         self._scheduler.confirm(ticket, placement)
         self._task = ticket.task
@@ -303,7 +309,9 @@ class Motion:
         if self._plan is not None and not self._holding and self._plan.end_ns > until_ns:
             until_ns = self._plan.free_time(until_ns)
             self._targets = None
-            self._plan = self._with_end(self._plan.committed(until_ns, now_ns - 2 * self._period_ns))
+            known = self._plan
+            self._plan = self._with_end(known.committed(until_ns, now_ns - 2 * self._period_ns))
+            self._report(known, now_ns, until_ns)
             self.dispatch.part_at(until_ns)
 
     def hold(self, now_ns: int, leaves_ns: int | None = None) -> None:
@@ -326,9 +334,9 @@ class Motion:
             limits = self._guard.contract_limits
             leaves_ns = now_ns + self.dispatch.allowance_ns(holding=True) if leaves_ns is None else leaves_ns
             start_ns = self._plan.free_time(leaves_ns + self._switch_lead_ns)
-            self._plan = hold_plan(
-                self._plan, now_ns - self._period_ns, start_ns, limits, self._period_ns, HOLD_PERIODS
-            )
+            known = self._plan
+            self._plan = hold_plan(known, now_ns - self._period_ns, start_ns, limits, self._period_ns, HOLD_PERIODS)
+            self._report(known, now_ns, start_ns)
             self._hold_left = HOLD_REPEATS
             self.dispatch.part_at(start_ns)
             self.counters.holds += 1
@@ -426,10 +434,25 @@ class Motion:
         self.counters.tracking_lost += reason is not None
         return reason
 
+    def _report(self, known: Plan, now_ns: int, switch_ns: int) -> None:
+        """Measure the plan that ends or cuts ``known``. It is sent in any case: an arm that goes on would be worse."""
+        assert self._plan is not None
+        finding = self._guard.finding(self._plan, known, now_ns, switch_ns)
+        if finding is not None:
+            self.counters.beyond_limits += 1
+            self._beyond = finding.text
+            log.error("a hold or a shortened motion is sent although %s", finding.text)
+
+    def take_beyond(self) -> str | None:
+        """What was sent against the limits since the last call, because it stops the arm; None: nothing, as always."""
+        text, self._beyond = self._beyond, None
+        return text
+
     def _with_end(self, plan: Plan) -> Plan:
-        times, positions, velocities = stop_knots(
-            plan.end_ns, plan.positions[-1], plan.velocities[-1], self._guard.limits
-        )
+        # Not at a lowered position limit, which the joint may be too fast for: that would brake with any deceleration.
+        hard = self._guard.contract_limits
+        limits = replace(self._guard.limits, position_min=hard.position_min, position_max=hard.position_max)
+        times, positions, velocities = stop_knots(plan.end_ns, plan.positions[-1], plan.velocities[-1], limits)
         return plan.then(times, positions, velocities)
 
     def _checked(self, trajectory: JointTrajectory, now_ns: int) -> JointTrajectory | None:

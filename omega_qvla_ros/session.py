@@ -299,6 +299,9 @@ class PolicySession:
         self.collect(now_ns)
         if not self.options.dry_run:
             watch.watch_tracking(now_ns)
+        beyond = self.motion.take_beyond()
+        if beyond is not None:
+            self.safety.policy_error(f"sent to stop the arm, although {beyond}", now_ns)
         watch.watch_supply(now_ns, self.instruction, self.latency_s.get(95))
         self._watch_start(now_ns)
         if not self.safety.may_move:
