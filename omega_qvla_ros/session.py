@@ -284,7 +284,7 @@ class PolicySession:
     # What the node calls.
 
     def step(self, now_ns: int) -> JointTrajectory | None:
-        """One control period.
+        """One control period. ``request`` is called after what it returns has left or was withdrawn (``in_time``).
 
         Returns:
             The trajectory to send, None for silence.
@@ -306,9 +306,7 @@ class PolicySession:
         self._watch_start(now_ns)
         if not self.safety.may_move:
             self.motion.hold(now_ns)
-        message = self.motion.tick(now_ns)
-        self.request(now_ns)
-        return message
+        return self.motion.tick(now_ns)
 
     def in_time(self, message: JointTrajectory, now_ns: int, age_ns: int) -> JointTrajectory | None:
         """The last look before a message leaves; see ``Motion.in_time``."""
@@ -335,7 +333,10 @@ class PolicySession:
         return self._use(result, now_ns)
 
     def request(self, now_ns: int) -> bool:
-        """Start an inference if one is due and possible. Called at every tick and whenever an image arrives."""
+        """Start an inference if one is due and possible. Called at every tick and whenever an image arrives.
+
+        With real-time chunking the chunk is to continue the commanded motion: nothing may wait for its last look then.
+        """
         if not (self._active and self.safety.may_move and self.instruction) or self.worker.busy:
             return False
         if self.motion.braking:

@@ -260,3 +260,37 @@ def test_node_looks_at_the_steady_clock_before_a_message_leaves(node: PolicyNode
     assert begins_ns >= rig.now + 70 * MS
     node._session = node._outputs = None
     rig.close()
+
+
+def test_real_time_chunking_never_continues_a_chunk_that_was_withdrawn(node: PolicyNode) -> None:
+    """The next inference is asked for after the last look."""
+    contract = toy_contract(chunk={"method": "rtc", "execution_horizon_steps": 1, "blend_time_s": 0.0})
+    rig, prefixes = Rig(contract, blend_time_s=0.0, execution_horizon_steps=1), []
+    plain, session = rig.policy.infer, rig.session
+
+    def infer(observation, noise=None, seed=0, committed=None):
+        prefixes.append(committed)
+        return plain(observation, noise, seed)
+
+    rig.policy.infer = infer
+    rig.run(6)
+    rig.policy.step = -0.03
+    rig.tick()
+    node._session, node._outputs, node._now = session, Recorder(), lambda: rig.now
+    tick, known = session.motion.tick, session.motion.plan
+
+    def slow_tick(now_ns: int) -> JointTrajectory | None:
+        if session.motion.plan is not known:
+            time.sleep(0.1)  # far more than planning was seen to take
+        return tick(now_ns)
+
+    session.motion.tick = slow_tick
+    rig.now += PERIOD_NS
+    rig.feed()
+    node._on_control_tick()
+    assert session.motion.counters.withdrawn == 1 and session.motion.plan is known
+    rig.wait()
+    asked = prefixes[-1].actions[:, 1]
+    assert (np.diff(asked) > 0.0).all(), "what it continues is the motion that goes on"
+    node._session = node._outputs = None
+    rig.close()

@@ -140,7 +140,7 @@ def test_hanging_inference_holds_and_its_result_is_dropped() -> None:
     deadline = time.monotonic() + DEADLINE_S
     while rig.state is not State.HOLD and time.monotonic() < deadline:
         rig.now += 1  # simulated time may stand still; a hang is measured in wall time
-        rig.session.step(rig.now)
+        rig.step()
     assert rig.state is State.HOLD and "has not returned" in rig.session.safety.reasons[0]
     rig.run(30)
     assert rig.state is State.HOLD and rig.speed == 0.0 and len(rig.policy.seen) > 0
