@@ -100,7 +100,7 @@ class Motion:
         self._forget_at_end = False
         self._unstamped_since_ns: int | None = None
         self._last_tick_ns: int | None = None
-        self._exhausted = True
+        self._ran_out: Plan | None = None
         self._task = 0
         self._targets: tuple[np.ndarray, np.ndarray] | None = None
         self.dispatch = Dispatch()
@@ -234,7 +234,6 @@ class Motion:
             self._forget_at_end = False
             self._plan = None
             self._holding = False
-            self._exhausted = True
             self._unstamped_since_ns = None
             self.dispatch.reset()
 
@@ -300,7 +299,6 @@ class Motion:
         inside = np.clip(placement.targets, self._guard.limits.position_min, self._guard.limits.position_max)
         self._targets = (placement.times_ns, inside)
         self._holding = False
-        self._exhausted = False
 
     def shorten(self, now_ns: int, steps: int) -> None:
         """End the plan ``steps`` steps of a chunk from now: what is left belongs to an older instruction."""
@@ -366,8 +364,8 @@ class Motion:
             # Whole, so that every repetition has the same stamp: before the moment of the hold.
             return self._checked(whole(self._plan, self._names), now_ns)
         if now_ns >= self._plan.end_ns:
-            if not self._exhausted:
-                self._exhausted = True
+            if not self.exhausted:
+                self._ran_out = self._plan
                 self.counters.exhausted += 1
                 self._scheduler.retry()
             return None
@@ -403,7 +401,7 @@ class Motion:
         hold, chunk = self._holding, self._targets is not None and self._targets is not sent.targets
         self._plan, self._targets, self._task, self._holding = sent.plan, sent.targets, sent.task, sent.holding
         if hold and not self._holding:
-            self.counters.holds -= self._plan is not None
+            self.counters.holds -= 1
             self.hold(now_ns, leaves_ns)
         elif not hold:
             if chunk:
@@ -415,7 +413,7 @@ class Motion:
     @property
     def exhausted(self) -> bool:
         """The plan was executed to its end and nothing newer came: the arm stands."""
-        return self._exhausted
+        return self._plan is None or self._plan is self._ran_out
 
     def watch_tracking(self, stamp_ns: int, measured: np.ndarray) -> str | None:
         """Compare a measured sample with what was commanded for its time.

@@ -107,6 +107,8 @@ class PolicySession:
         """Started and not stopped since, whether the arm may move just now or not."""
         self._output_faults = 0
         self._last_step_ns = 0
+        self._chunk_leaves = False
+        """A chunk was accepted, and the message with it has not left yet."""
         self.safety.hold("stopped", "not started")
         if self.emergency_stop.pressed:
             self._latch_emergency_stop()
@@ -310,11 +312,15 @@ class PolicySession:
 
     def in_time(self, message: JointTrajectory, now_ns: int, age_ns: int) -> JointTrajectory | None:
         """The last look before a message leaves; see ``Motion.in_time``."""
-        withdrawn = self.motion.counters.withdrawn
+        withdrawn, expected_ns = self.motion.counters.withdrawn, self.motion.dispatch.allowance_ns(holding=False)
         leaving = self.motion.in_time(message, now_ns, age_ns)
         if self.motion.counters.withdrawn > withdrawn:
             text = f"a motion was withdrawn, {age_ns / 1e6:.0f} ms after its time was read: the processor is too busy"
             self.notices.set("late", text, now_ns + EVENT_NS)
+            self.judge.withdrawn(age_ns, expected_ns, nanoseconds(self.contract.chunk.switch_lead_s))
+        elif self._chunk_leaves and not self.motion.holding:
+            self.judge.left()
+        self._chunk_leaves = False
         return leaving
 
     def collect(self, now_ns: int) -> bool:
@@ -400,6 +406,7 @@ class PolicySession:
             return self._judged(result, now_ns, "rejected", f"{rejected.kind}: {rejected}")
         self.reaction_s.add(float(seconds(now_ns - result.ticket.observation_ns)))
         self.judge.accepted()
+        self._chunk_leaves = True
         self.notices.set("inert", self._inert_watch.look(result.chunk.actions, now_ns))
         return self._judged(result, now_ns, "placed")
 

@@ -43,8 +43,8 @@ class Line:
         self.now = T0
         self.sent: list[JointTrajectory] = []
 
-    def plan(self, step: float) -> None:
-        actions = ActionChunk(ramp(0.0, step)[:, ::-1].copy(), 0.05, 0.05)
+    def plan(self, step: float, start: float = 0.0) -> None:
+        actions = ActionChunk(ramp(start, step)[:, ::-1].copy(), 0.05, 0.05)
         self.motion.on_chunk(self.scheduler.begin(self.now), actions, self.now, START)
 
     def send(self, age_ms: int) -> None:
@@ -122,6 +122,41 @@ def test_chunk_that_would_leave_too_late_is_withdrawn_and_the_known_motion_goes_
     line.run(400)
     assert line.peaks.acceleration[0] <= 1.001 * MAX_ACCELERATION
     np.testing.assert_allclose(line.sent[-1].points[-1].positions, known.positions[-1])
+
+
+def test_plan_that_ran_out_is_counted_once_whatever_is_withdrawn_after_it(line: Line) -> None:
+    line.run(700)
+    line.send(0)
+    assert line.motion.exhausted and line.motion.counters.exhausted == 1
+    for _ in range(2):
+        line.plan(-0.02, start=line.motion.plan.positions[-1, 0])
+        line.send(300)
+        assert line.motion.counters.withdrawn >= 1
+        line.send(0)
+    assert line.motion.exhausted and line.motion.counters.exhausted == 1
+
+
+def test_chunk_withdrawn_from_a_hold_leaves_the_hold_and_its_count(line: Line) -> None:
+    line.motion.hold(line.now)
+    line.send(0)
+    line.plan(0.02)
+    assert not line.motion.holding
+    line.send(80)
+    assert line.motion.holding and line.motion.counters.holds == 1 and line.motion.counters.withdrawn == 1
+    for _ in range(HOLD_REPEATS + 1):
+        line.send(0)
+        line.run(10)
+    assert len(line.sent) == 1 + HOLD_REPEATS, "its repetitions go on"
+
+
+def test_hold_on_a_first_chunk_that_never_left_is_none() -> None:
+    line = Line()
+    line.plan(0.04)
+    line.motion.hold(line.now)
+    assert line.motion.counters.holds == 1
+    line.send(80)
+    assert not line.sent and line.motion.plan is None
+    assert line.motion.counters.holds == 0 and line.motion.counters.withdrawn == 0
 
 
 def test_first_chunk_that_would_leave_too_late_leaves_the_arm_where_it_is() -> None:
