@@ -99,7 +99,7 @@ def test_message_that_asks_for_the_same_motion_may_be_late(line: Line) -> None:
     assert line.motion.dispatch.planning_s.values() == known, "only new motions say what planning takes"
 
 
-@pytest.mark.parametrize("age_ms", [0, 5, 10])
+@pytest.mark.parametrize("age_ms", [0, 3, 5])
 def test_chunk_that_leaves_in_time_is_sent(line: Line, age_ms: int) -> None:
     line.plan(-0.02)
     line.send(age_ms)
@@ -109,7 +109,7 @@ def test_chunk_that_leaves_in_time_is_sent(line: Line, age_ms: int) -> None:
     assert line.peaks.acceleration[0] <= 1.001 * MAX_ACCELERATION
 
 
-@pytest.mark.parametrize("age_ms", [12, 80])
+@pytest.mark.parametrize("age_ms", [7, 12, 80])
 def test_chunk_that_would_leave_too_late_is_withdrawn_and_the_known_motion_goes_on(line: Line, age_ms: int) -> None:
     known = line.motion.plan
     line.plan(-0.02)
@@ -122,6 +122,30 @@ def test_chunk_that_would_leave_too_late_is_withdrawn_and_the_known_motion_goes_
     line.run(400)
     assert line.peaks.acceleration[0] <= 1.001 * MAX_ACCELERATION
     np.testing.assert_allclose(line.sent[-1].points[-1].positions, known.positions[-1])
+
+
+def test_chunk_that_took_most_of_its_transports_time_makes_a_step_of_half_of_it_at_most(line: Line) -> None:
+    """It leaves at the last moment at which it may, and its transport takes all of the contract's 10 ms."""
+    line.plan(-0.04)
+    message = line.motion.in_time(line.motion.tick(line.now), line.now, 5 * MS)
+    assert message is not None
+    speeds = []
+    for ms in range(60):
+        if ms == 15:
+            assert line.controller.accept(message, line.now) is None
+        speeds.append(line.controller.sample(line.now, START, np.zeros(2))[1][0])
+        line.now += MS
+    # 5 ms late: 2 a d, and what a millisecond may change anyway.
+    assert np.abs(np.diff(speeds)).max() <= 2 * MAX_ACCELERATION * 5e-3 + MAX_ACCELERATION * 1e-3 * 1.01
+
+
+def test_one_slow_planning_in_twenty_withdraws_nothing(line: Line) -> None:
+    for k in range(40):
+        line.motion.dispatch.part_at(line.now + 1000 * MS)
+        line.motion.in_time(line.motion.tick(line.now), line.now, (12 if k % 20 == 0 else 8) * MS)
+    line.plan(-0.02)
+    line.send(12)
+    assert line.motion.counters.withdrawn == 0
 
 
 def test_plan_that_ran_out_is_counted_once_whatever_is_withdrawn_after_it(line: Line) -> None:
