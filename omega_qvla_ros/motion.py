@@ -104,6 +104,8 @@ class Motion:
         self._task = 0
         self._targets: tuple[np.ndarray, np.ndarray] | None = None
         self.dispatch = Dispatch()
+        self.stands_since_ns = 0
+        """When the motion that was forgotten last came to rest: the next one begins at positions measured since."""
         self.seam: Seam | None = None
         """Of the last switch from a motion that was under way."""
         self.tracking = TrackingMonitor(self._names, guard.contract_limits, contract.safety.stall_time_s)
@@ -202,12 +204,14 @@ class Motion:
 
         Args:
             now_ns: The new time.
-            measured: ``[joints]`` newest measured positions, None if there are none: the last command then.
+            measured: ``[joints]`` newest measured positions, NaN where they are too old to begin from, None if there
+                are none: the last command then.
             velocity: ``[joints]`` their velocities.
         """
         self._scheduler.new_epoch()
         self.tracking.restart()
         self._holding = True
+        self.stands_since_ns = now_ns
         if self._plan is None:
             return
         last_ns = self._plan.end_ns if self._last_tick_ns is None else self._last_tick_ns
@@ -215,7 +219,7 @@ class Motion:
         limits = self._guard.contract_limits
         if measured is not None and velocity is not None:
             # A joint that is not watched may hold something: its command is what holds it, not where it stands.
-            watched = np.isfinite(limits.max_tracking_error)
+            watched = np.isfinite(limits.max_tracking_error) & np.isfinite(measured)
             position, speed = np.where(watched, measured, position), np.where(watched, velocity, speed)
         speed = startable_velocity(position, speed, limits, 2 * self._period_ns)
         here = measured_plan(now_ns, position, speed, self._period_ns, self._period_ns)
@@ -232,6 +236,8 @@ class Motion:
         """Forget the plan if that was asked for and its hold is out."""
         if self._forget_at_end and (self._plan is None or now_ns >= self._plan.end_ns):
             self._forget_at_end = False
+            if self._plan is not None:
+                self.stands_since_ns = self._plan.end_ns
             self._plan = None
             self._holding = False
             self._unstamped_since_ns = None

@@ -241,6 +241,9 @@ class PolicySession:
         """The clock jumped back. Returns the hold that must be sent, None if nothing was commanded."""
         # At the time of the last step: in the new time every sample is from the future.
         measured = self.buffer.joint_positions(self._last_step_ns)
+        if measured is not None:
+            # A slow source tells where its joints were a while ago: a hold from there would send them back.
+            measured = np.where(self.buffer.slow_joints, np.nan, measured)
         self.motion.clock_jumped(now_ns, measured, self.buffer.joint_velocities())
         self._begin_anew(now_ns)
         return self.motion.tick(now_ns)
@@ -347,6 +350,8 @@ class PolicySession:
             return False
         if self.motion.braking:
             return False
+        if self.motion.plan is None and not self.buffer.joints_seen_since(self.motion.stands_since_ns):
+            return False  # a slow source may have told last where its joint was while it braked
         snapshot = self.buffer.assemble(now_ns)
         if isinstance(snapshot, NotReady) or not self.scheduler.is_due(snapshot.stamp_ns):
             return False
