@@ -90,9 +90,16 @@ class Dispatch:
         before, self._before = self._before, None
         if before is None:
             return None
+        needed_ns = int(self._lead_share() * lead_ns)
         self._took[self._sent.holding].add(age_ns / 1e9)
-        needed_ns = lead_ns if self._sent.holding else int(CHUNK_LEAD_SHARE * lead_ns)
         if now_ns + age_ns + needed_ns <= before[0]:
             return None
         self._sent = before[1]
         return self._sent
+
+    def _lead_share(self) -> float:
+        """Share of the transport's time that the message made last must have left."""
+        if self._sent.holding:
+            return 1.0
+        # Before the first chunk nobody knows what planning takes: only one whose motion has parted is late.
+        return CHUNK_LEAD_SHARE if self.planning_s.values() else 0.0

@@ -139,6 +139,15 @@ def test_chunk_that_took_most_of_its_transports_time_makes_a_step_of_half_of_it_
     assert np.abs(np.diff(speeds)).max() <= 2 * MAX_ACCELERATION * 5e-3 + MAX_ACCELERATION * 1e-3 * 1.01
 
 
+@pytest.mark.parametrize(("age_ms", "leaves"), [(9, True), (12, False)])
+def test_first_chunk_may_use_all_of_its_transports_time(age_ms: int, leaves: bool) -> None:
+    """Nobody knows before how long planning takes: half would withdraw the first chunk on many machines."""
+    line = Line()
+    line.plan(0.04)
+    line.send(age_ms)
+    assert (len(line.sent) == 1) == leaves
+
+
 def test_one_slow_planning_in_twenty_withdraws_nothing(line: Line) -> None:
     for k in range(40):
         line.motion.dispatch.part_at(line.now + 1000 * MS)
