@@ -24,7 +24,7 @@ class ChunkJudge:
         safety: Receives holds and latches.
         scheduler: Told to try again.
         latency_s: Inference times, for the texts.
-        max_late_chunks: So many chunks in a row that come after their own end latch.
+        max_late_chunks: So many chunks in a row that come after their own end, or are withdrawn, latch.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class ChunkJudge:
     def restart(self) -> None:
         """The motion begins anew."""
         self._late_in_a_row = 0
+        self._safety.warn("late", None)
 
     def reset(self) -> None:
         """The operator says that the cause is gone."""
@@ -65,9 +66,27 @@ class ChunkJudge:
         return False
 
     def accepted(self) -> None:
-        """A chunk became the commanded motion."""
+        """A chunk became the commanded motion; whether it leaves in time is not known yet."""
         self._safety.policy_success()
+
+    def left(self) -> None:
+        """The message with the newest accepted chunk left."""
         self._late_in_a_row = 0
+        self._safety.warn("late", None)
+
+    def withdrawn(self, age_ns: int, expected_ns: int, lead_ns: int) -> None:
+        """An accepted chunk was withdrawn, because its message was not ready in time: late, as if it had come too late.
+
+        Args:
+            age_ns: What planning it took until its message was to leave.
+            expected_ns: What that was expected to take.
+            lead_ns: ``chunk.switch_lead_s``, which a message needs on its way.
+        """
+        self._late(
+            f"the newest was not planned in time: its message was ready after {age_ns / 1e6:.0f} ms, "
+            f"{expected_ns / 1e6:.0f} ms were allowed for (chunk.switch_lead_s is {lead_ns / 1e6:.0f} ms). The "
+            "processor is too busy to plan in time; take other work off it, or use a faster one"
+        )
 
     def refused(self, rejected: ChunkRejected, now_ns: int) -> None:
         """The guard refused a chunk."""
@@ -81,15 +100,22 @@ class ChunkJudge:
         self._scheduler.retry()
         if dropped.kind != "late":
             return
+        chunk_s = self._spec.horizon / self._spec.control_hz
+        self._late(
+            f"the newest came after its own end: inference takes {self._latency_s.values()[-1]:.2f} s, a chunk "
+            f"lasts {chunk_s:.2f} s. The arm cannot move continuously like this, and this node does not step; use a "
+            "faster device or a smaller policy"
+        )
+
+    def _late(self, text: str) -> None:
+        """One more chunk in a row did not reach the arm in time: DEGRADED, and too many latch."""
         self._late_in_a_row += 1
-        if self._late_in_a_row >= self._max_late_chunks:
-            chunk_s = self._spec.horizon / self._spec.control_hz
-            self._safety.latch(
-                "late",
-                f"{self._late_in_a_row} chunks in a row came after their own end: inference takes "
-                f"{self._latency_s.values()[-1]:.2f} s, a chunk lasts {chunk_s:.2f} s. The arm cannot move "
-                "continuously like this, and this node does not step; use a faster device or a smaller policy",
-            )
+        count = self._late_in_a_row
+        reason = f"{count} chunks in a row were late; {text}" if count > 1 else f"a chunk was late; {text}"
+        latches = count >= self._max_late_chunks
+        self._safety.warn("late", None if latches else reason)
+        if latches:
+            self._safety.latch("late", reason)
 
     def failed(self, error: Exception, now_ns: int) -> None:
         """An inference raised."""

@@ -19,6 +19,10 @@ from omega_qvla_ros.trajectory import Plan
 PLANNING_PERCENT = {False: 95, True: 50}
 """Of what planning took, for chunks and for holds. One stall must not delay the holds that come after it, and a hold
 that is late all the same is planned anew, which is fast."""
+CHUNK_LEAD_SHARE = 0.5
+"""Share of the transport's time that a chunk must have left. All of it would withdraw the 5% that take longer than
+``PLANNING_PERCENT``; with none of it, any transport at all would make a step. With half, a transport within the
+contract's time is late by half of that at most."""
 MAX_PLANNING_NS = nanoseconds(0.1)
 """A machine that needs more than two control periods to plan is of no use; its chunks are withdrawn, and that shows."""
 
@@ -77,8 +81,8 @@ class Dispatch:
         Args:
             now_ns: The time for which it was made.
             age_ns: How long ago that was.
-            lead_ns: What a message needs on its way. A hold is to have all of it; a chunk may have used it up, because
-                planning it anew would take as long again.
+            lead_ns: What a message needs on its way. A hold is to have all of it; a chunk ``CHUNK_LEAD_SHARE`` of it,
+                because planning it anew would take as long again.
 
         Returns:
             None if it may leave; else what had been sent before it, which is then what was sent last.
@@ -86,8 +90,16 @@ class Dispatch:
         before, self._before = self._before, None
         if before is None:
             return None
+        needed_ns = int(self._lead_share() * lead_ns)
         self._took[self._sent.holding].add(age_ns / 1e9)
-        if now_ns + age_ns + (lead_ns if self._sent.holding else 0) <= before[0]:
+        if now_ns + age_ns + needed_ns <= before[0]:
             return None
         self._sent = before[1]
         return self._sent
+
+    def _lead_share(self) -> float:
+        """Share of the transport's time that the message made last must have left."""
+        if self._sent.holding:
+            return 1.0
+        # Before the first chunk nobody knows what planning takes: only one whose motion has parted is late.
+        return CHUNK_LEAD_SHARE if self.planning_s.values() else 0.0

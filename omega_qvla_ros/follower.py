@@ -17,13 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from omega_qvla_ros.contract import JointLimits
-from omega_qvla_ros.splines import (
-    nanoseconds,
-    seconds,
-    segment_peak_accelerations,
-    segment_peak_speeds,
-    segment_ranges,
-)
+from omega_qvla_ros.measure import excess
+from omega_qvla_ros.splines import nanoseconds, seconds
 from omega_qvla_ros.trajectory import MIN_SPACING_S, Plan
 
 TOLERANCE = 1e-9
@@ -82,23 +77,6 @@ def follow(reference: Plan, limits: JointLimits, hard: JointLimits) -> Plan:
         positions.append(position)
         velocities.append(velocity)
     return Plan(reference.times_ns, np.vstack(positions), np.vstack(velocities))
-
-
-def excess(plan: Plan, limits: JointLimits) -> dict[str, np.ndarray]:
-    """How far the cubic through a plan's knots is over each limit, as ratios ``[segments, joints]``; 1 is at the limit.
-
-    Returns:
-        ``velocity`` and ``acceleration``: largest value on the segment over its limit; ``position``: 1 plus the
-        distance outside over the range.
-    """
-    low, high = segment_ranges(plan.times_ns, plan.positions, plan.velocities)
-    outside = np.maximum(limits.position_min - low, high - limits.position_max)
-    return {
-        "velocity": segment_peak_speeds(plan.times_ns, plan.positions, plan.velocities) / limits.max_velocity,
-        "acceleration": segment_peak_accelerations(plan.times_ns, plan.positions, plan.velocities)
-        / limits.max_acceleration,
-        "position": 1.0 + outside / (limits.position_max - limits.position_min),
-    }
 
 
 def _boxes(ahead: Walls, limits: JointLimits, hard: JointLimits) -> tuple[Walls, np.ndarray]:

@@ -16,13 +16,12 @@ import numpy as np
 
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_ros.contract import JointLimits, RobotContract
-from omega_qvla_ros.follower import excess, follow, stretched
+from omega_qvla_ros.follower import follow, stretched
+from omega_qvla_ros.measure import SLACK, Finding, beyond, excess, parts_early
 from omega_qvla_ros.splines import knot_velocities, nanoseconds, seconds
 from omega_qvla_ros.trajectory import Plan, brakable_velocity
 
 _TOLERANCE = 1e-9
-_CHECK_TOLERANCE = 1e-6
-"""Slack of the last check, relative to the limit: what rounding in a segment of a millisecond can amount to."""
 
 
 class ChunkRejected(Exception):
@@ -184,8 +183,7 @@ class MotionGuard:
             later than ``times_ns``.
 
         Raises:
-            ChunkRejected: kind ``position``, ``jump``, ``velocity`` or ``acceleration``; ``internal`` if the result
-                does not keep what is promised above, which must never happen.
+            ChunkRejected: kind ``position``, ``jump``, ``velocity`` or ``acceleration``.
         """
         targets = self._limit_position(targets)
         self._check_jumps(head, times_ns, targets)
@@ -198,8 +196,31 @@ class MotionGuard:
             reference = self._stretch(reference, over)
         self._count_excess(excess(reference, self.limits) if self._mode == "scale" else over)
         plan = follow(reference, self.limits, self.contract_limits)
-        self._check_result(plan)
         return head.then(plan.times_ns[1:], plan.positions[1:], plan.velocities[1:])
+
+    def finding(self, plan: Plan, known: Plan, now_ns: int, switch_ns: int) -> Finding | None:
+        """The last measurement, of every plan before any of it is sent: chunks, holds and what was shortened alike.
+
+        Args:
+            plan: The whole motion: head, what follows it, and the way to rest.
+            known: The motion that it goes on from.
+            now_ns: The node's time.
+            switch_ns: Until then the plan must be ``known``.
+
+        Returns:
+            What is against the contract's limits or a step, which must never happen; None if nothing is.
+        """
+        return beyond(plan, self.contract_limits, self._names) or parts_early(
+            known, plan, now_ns, switch_ns, self.contract_limits, self._names
+        )
+
+    def refuse(self, finding: Finding) -> None:
+        """Refuse the chunk whose plan has this finding.
+
+        Raises:
+            ChunkRejected: kind ``internal``.
+        """
+        self._reject("internal", finding.text, finding.joint)
 
     def _limit_position(self, targets: np.ndarray) -> np.ndarray:
         low, high = self.limits.position_min, self.limits.position_max
@@ -248,7 +269,7 @@ class MotionGuard:
         for kind, unit in (("velocity", "/s"), ("acceleration", "/s^2")):
             ratio = over[kind]
             worst = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
-            if ratio[worst] > 1.0 + _CHECK_TOLERANCE:
+            if ratio[worst] > 1.0 + SLACK:
                 joint = int(worst[1])
                 limit = getattr(self.limits, f"max_{kind}")[joint]
                 verb = "move at" if kind == "velocity" else "accelerate with"
@@ -283,33 +304,8 @@ class MotionGuard:
     def _count_excess(self, over: dict[str, np.ndarray]) -> None:
         for kind in ("velocity", "acceleration"):
             counter = getattr(self.counters, f"clamped_{kind}")
-            for index in np.flatnonzero((over[kind] > 1.0 + _CHECK_TOLERANCE).any(axis=0)):
+            for index in np.flatnonzero((over[kind] > 1.0 + SLACK).any(axis=0)):
                 counter[self._names[index]] += 1
-
-    def _check_result(self, plan: Plan) -> None:
-        """Nothing leaves the guard that it has not measured: the plan against the contract's limits."""
-        over = excess(plan, self.contract_limits)
-        over["velocity"] = over["velocity"] / np.maximum(
-            1.0, np.abs(plan.velocities[0]) / self.contract_limits.max_velocity
-        )
-        outside_start = np.maximum.reduce(
-            [
-                self.contract_limits.position_min - plan.positions[0],
-                plan.positions[0] - self.contract_limits.position_max,
-                np.zeros(len(self._names)),
-            ]
-        )
-        span = self.contract_limits.position_max - self.contract_limits.position_min
-        over["position"] = over["position"] - outside_start / span
-        for kind, ratio in over.items():
-            if not (ratio <= 1.0 + _CHECK_TOLERANCE).all():
-                worst = np.unravel_index(int(np.argmax(np.nan_to_num(ratio, nan=np.inf))), ratio.shape)
-                joint = int(worst[1])
-                self._reject(
-                    "internal",
-                    f"the limited plan has {ratio[worst]:.6f} times the {kind} limit of joint {self._names[joint]!r}",
-                    joint,
-                )
 
     def _reject(self, kind: str, message: str, joint: int | None = None) -> None:
         self.counters.rejected[kind] += 1

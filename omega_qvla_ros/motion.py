@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -57,13 +57,14 @@ class Seam:
 
 @dataclass
 class MotionCounters:
-    """What left the node, and what was ``withdrawn`` because it would have left too late."""
+    """What left the node, ``withdrawn`` because it would have left too late, or ``beyond_limits`` (must stay 0)."""
 
     published: int = 0
     withdrawn: int = 0
     holds: int = 0
     exhausted: int = 0
     tracking_lost: int = 0
+    beyond_limits: int = 0
 
 
 class Motion:
@@ -99,14 +100,17 @@ class Motion:
         self._forget_at_end = False
         self._unstamped_since_ns: int | None = None
         self._last_tick_ns: int | None = None
-        self._exhausted = True
+        self._ran_out: Plan | None = None
         self._task = 0
         self._targets: tuple[np.ndarray, np.ndarray] | None = None
         self.dispatch = Dispatch()
+        self.stands_since_ns = 0
+        """When the motion that was forgotten last came to rest: the next one begins at positions measured since."""
         self.seam: Seam | None = None
         """Of the last switch from a motion that was under way."""
         self.tracking = TrackingMonitor(self._names, guard.contract_limits, contract.safety.stall_time_s)
         self.counters = MotionCounters()
+        self._beyond: str | None = None
         self.invalid: Counter[str] = Counter()
 
     @property
@@ -200,12 +204,14 @@ class Motion:
 
         Args:
             now_ns: The new time.
-            measured: ``[joints]`` newest measured positions, None if there are none: the last command then.
+            measured: ``[joints]`` newest measured positions, NaN where they are too old to begin from, None if there
+                are none: the last command then.
             velocity: ``[joints]`` their velocities.
         """
         self._scheduler.new_epoch()
         self.tracking.restart()
         self._holding = True
+        self.stands_since_ns = now_ns
         if self._plan is None:
             return
         last_ns = self._plan.end_ns if self._last_tick_ns is None else self._last_tick_ns
@@ -213,11 +219,12 @@ class Motion:
         limits = self._guard.contract_limits
         if measured is not None and velocity is not None:
             # A joint that is not watched may hold something: its command is what holds it, not where it stands.
-            watched = np.isfinite(limits.max_tracking_error)
+            watched = np.isfinite(limits.max_tracking_error) & np.isfinite(measured)
             position, speed = np.where(watched, measured, position), np.where(watched, velocity, speed)
         speed = startable_velocity(position, speed, limits, 2 * self._period_ns)
         here = measured_plan(now_ns, position, speed, self._period_ns, self._period_ns)
         self._plan = hold_plan(here, now_ns - self._period_ns, now_ns, limits, self._period_ns, HOLD_PERIODS)
+        self._report(here, now_ns - self._period_ns, now_ns)
         self._unstamped_since_ns = now_ns
         self.dispatch.reset()
         self._last_tick_ns = None
@@ -229,9 +236,10 @@ class Motion:
         """Forget the plan if that was asked for and its hold is out."""
         if self._forget_at_end and (self._plan is None or now_ns >= self._plan.end_ns):
             self._forget_at_end = False
+            if self._plan is not None:
+                self.stands_since_ns = self._plan.end_ns
             self._plan = None
             self._holding = False
-            self._exhausted = True
             self._unstamped_since_ns = None
             self.dispatch.reset()
 
@@ -284,17 +292,19 @@ class Motion:
             switch_ns,
         )
         head = base.committed(switch_ns, now_ns - 2 * self._period_ns)
-        plan = self._guard.limit(head, placement.times_ns, placement.targets)
+        plan = self._with_end(self._guard.limit(head, placement.times_ns, placement.targets))
+        finding = self._guard.finding(plan, base, now_ns, switch_ns)
+        if finding is not None:
+            self._guard.refuse(finding)
         if self._plan is not None and switch_ns < self._plan.end_ns and not self._holding:
             self.seam = Seam(placement.seam, self._guard.asked * self._guard.limits.max_acceleration)
-        self._plan = self._with_end(plan)
+        self._plan = plan
         self.dispatch.part_at(switch_ns)
         self._scheduler.confirm(ticket, placement)
         self._task = ticket.task
         inside = np.clip(placement.targets, self._guard.limits.position_min, self._guard.limits.position_max)
         self._targets = (placement.times_ns, inside)
         self._holding = False
-        self._exhausted = False
 
     def shorten(self, now_ns: int, steps: int) -> None:
         """End the plan ``steps`` steps of a chunk from now: what is left belongs to an older instruction."""
@@ -303,7 +313,9 @@ class Motion:
         if self._plan is not None and not self._holding and self._plan.end_ns > until_ns:
             until_ns = self._plan.free_time(until_ns)
             self._targets = None
-            self._plan = self._with_end(self._plan.committed(until_ns, now_ns - 2 * self._period_ns))
+            known = self._plan
+            self._plan = self._with_end(known.committed(until_ns, now_ns - 2 * self._period_ns))
+            self._report(known, now_ns, until_ns)
             self.dispatch.part_at(until_ns)
 
     def hold(self, now_ns: int, leaves_ns: int | None = None) -> None:
@@ -326,9 +338,9 @@ class Motion:
             limits = self._guard.contract_limits
             leaves_ns = now_ns + self.dispatch.allowance_ns(holding=True) if leaves_ns is None else leaves_ns
             start_ns = self._plan.free_time(leaves_ns + self._switch_lead_ns)
-            self._plan = hold_plan(
-                self._plan, now_ns - self._period_ns, start_ns, limits, self._period_ns, HOLD_PERIODS
-            )
+            known = self._plan
+            self._plan = hold_plan(known, now_ns - self._period_ns, start_ns, limits, self._period_ns, HOLD_PERIODS)
+            self._report(known, now_ns, start_ns)
             self._hold_left = HOLD_REPEATS
             self.dispatch.part_at(start_ns)
             self.counters.holds += 1
@@ -358,8 +370,8 @@ class Motion:
             # Whole, so that every repetition has the same stamp: before the moment of the hold.
             return self._checked(whole(self._plan, self._names), now_ns)
         if now_ns >= self._plan.end_ns:
-            if not self._exhausted:
-                self._exhausted = True
+            if not self.exhausted:
+                self._ran_out = self._plan
                 self.counters.exhausted += 1
                 self._scheduler.retry()
             return None
@@ -395,7 +407,7 @@ class Motion:
         hold, chunk = self._holding, self._targets is not None and self._targets is not sent.targets
         self._plan, self._targets, self._task, self._holding = sent.plan, sent.targets, sent.task, sent.holding
         if hold and not self._holding:
-            self.counters.holds -= self._plan is not None
+            self.counters.holds -= 1
             self.hold(now_ns, leaves_ns)
         elif not hold:
             if chunk:
@@ -407,7 +419,7 @@ class Motion:
     @property
     def exhausted(self) -> bool:
         """The plan was executed to its end and nothing newer came: the arm stands."""
-        return self._exhausted
+        return self._plan is None or self._plan is self._ran_out
 
     def watch_tracking(self, stamp_ns: int, measured: np.ndarray) -> str | None:
         """Compare a measured sample with what was commanded for its time.
@@ -426,10 +438,25 @@ class Motion:
         self.counters.tracking_lost += reason is not None
         return reason
 
+    def _report(self, known: Plan, now_ns: int, switch_ns: int) -> None:
+        """Measure the plan that ends or cuts ``known``. It is sent in any case: an arm that goes on would be worse."""
+        assert self._plan is not None
+        finding = self._guard.finding(self._plan, known, now_ns, switch_ns)
+        if finding is not None:
+            self.counters.beyond_limits += 1
+            self._beyond = finding.text
+            log.error("a hold or a shortened motion is sent although %s", finding.text)
+
+    def take_beyond(self) -> str | None:
+        """What was sent against the limits since the last call, because it stops the arm; None: nothing, as always."""
+        text, self._beyond = self._beyond, None
+        return text
+
     def _with_end(self, plan: Plan) -> Plan:
-        times, positions, velocities = stop_knots(
-            plan.end_ns, plan.positions[-1], plan.velocities[-1], self._guard.limits
-        )
+        # Not at a lowered position limit, which the joint may be too fast for: that would brake with any deceleration.
+        hard = self._guard.contract_limits
+        limits = replace(self._guard.limits, position_min=hard.position_min, position_max=hard.position_max)
+        times, positions, velocities = stop_knots(plan.end_ns, plan.positions[-1], plan.velocities[-1], limits)
         return plan.then(times, positions, velocities)
 
     def _checked(self, trajectory: JointTrajectory, now_ns: int) -> JointTrajectory | None:

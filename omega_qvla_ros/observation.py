@@ -344,6 +344,18 @@ class ObservationBuffer:
         with self._lock:
             return (self._joints[-1][0], self._joints[-1][1].copy()) if self._joints else None
 
+    @property
+    def slow_joints(self) -> np.ndarray:
+        """bool ``[joints]``: those of other sources than ``joint_states_topic``, whose speed is not known."""
+        slow = np.ones(len(self._joint_names), dtype=bool)
+        slow[list(self._joint_index[self._joint_topic].values())] = False
+        return slow
+
+    def joints_seen_since(self, stamp_ns: int) -> bool:
+        """Whether the newest position of every joint, whatever source it has, was measured at that time or later."""
+        with self._lock:
+            return bool((self._joint_stamps >= stamp_ns).all())
+
     def joint_velocities(self) -> np.ndarray | None:
         """Velocities ``[joints]`` by difference over ``VELOCITY_SPAN_NS`` before the newest sample, None without it.
 
@@ -359,9 +371,7 @@ class ObservationBuffer:
             if not VELOCITY_SPAN_NS // 2 <= span_ns <= 2 * VELOCITY_SPAN_NS:
                 return None
             velocities = (newest - before) / float(seconds(span_ns))
-            for topic, owned in self._joint_index.items():
-                if topic != self._joint_topic:
-                    velocities[list(owned.values())] = 0.0
+            velocities[self.slow_joints] = 0.0
             return velocities
 
     def clock_skew(self) -> str | None:

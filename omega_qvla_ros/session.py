@@ -107,6 +107,8 @@ class PolicySession:
         """Started and not stopped since, whether the arm may move just now or not."""
         self._output_faults = 0
         self._last_step_ns = 0
+        self._chunk_leaves = False
+        """A chunk was accepted, and the message with it has not left yet."""
         self.safety.hold("stopped", "not started")
         if self.emergency_stop.pressed:
             self._latch_emergency_stop()
@@ -239,6 +241,9 @@ class PolicySession:
         """The clock jumped back. Returns the hold that must be sent, None if nothing was commanded."""
         # At the time of the last step: in the new time every sample is from the future.
         measured = self.buffer.joint_positions(self._last_step_ns)
+        if measured is not None:
+            # A slow source tells where its joints were a while ago: a hold from there would send them back.
+            measured = np.where(self.buffer.slow_joints, np.nan, measured)
         self.motion.clock_jumped(now_ns, measured, self.buffer.joint_velocities())
         self._begin_anew(now_ns)
         return self.motion.tick(now_ns)
@@ -284,7 +289,7 @@ class PolicySession:
     # What the node calls.
 
     def step(self, now_ns: int) -> JointTrajectory | None:
-        """One control period.
+        """One control period. ``request`` is called after what it returns has left or was withdrawn (``in_time``).
 
         Returns:
             The trajectory to send, None for silence.
@@ -299,21 +304,26 @@ class PolicySession:
         self.collect(now_ns)
         if not self.options.dry_run:
             watch.watch_tracking(now_ns)
+        beyond = self.motion.take_beyond()
+        if beyond is not None:
+            self.safety.policy_error(f"sent to stop the arm, although {beyond}", now_ns)
         watch.watch_supply(now_ns, self.instruction, self.latency_s.get(95))
         self._watch_start(now_ns)
         if not self.safety.may_move:
             self.motion.hold(now_ns)
-        message = self.motion.tick(now_ns)
-        self.request(now_ns)
-        return message
+        return self.motion.tick(now_ns)
 
     def in_time(self, message: JointTrajectory, now_ns: int, age_ns: int) -> JointTrajectory | None:
         """The last look before a message leaves; see ``Motion.in_time``."""
-        withdrawn = self.motion.counters.withdrawn
+        withdrawn, expected_ns = self.motion.counters.withdrawn, self.motion.dispatch.allowance_ns(holding=False)
         leaving = self.motion.in_time(message, now_ns, age_ns)
         if self.motion.counters.withdrawn > withdrawn:
             text = f"a motion was withdrawn, {age_ns / 1e6:.0f} ms after its time was read: the processor is too busy"
             self.notices.set("late", text, now_ns + EVENT_NS)
+            self.judge.withdrawn(age_ns, expected_ns, nanoseconds(self.contract.chunk.switch_lead_s))
+        elif self._chunk_leaves and not self.motion.holding:
+            self.judge.left()
+        self._chunk_leaves = False
         return leaving
 
     def collect(self, now_ns: int) -> bool:
@@ -332,11 +342,16 @@ class PolicySession:
         return self._use(result, now_ns)
 
     def request(self, now_ns: int) -> bool:
-        """Start an inference if one is due and possible. Called at every tick and whenever an image arrives."""
+        """Start an inference if one is due and possible. Called at every tick and whenever an image arrives.
+
+        With real-time chunking the chunk is to continue the commanded motion: nothing may wait for its last look then.
+        """
         if not (self._active and self.safety.may_move and self.instruction) or self.worker.busy:
             return False
         if self.motion.braking:
             return False
+        if self.motion.plan is None and not self.buffer.joints_seen_since(self.motion.stands_since_ns):
+            return False  # a slow source may have told last where its joint was while it braked
         snapshot = self.buffer.assemble(now_ns)
         if isinstance(snapshot, NotReady) or not self.scheduler.is_due(snapshot.stamp_ns):
             return False
@@ -396,6 +411,7 @@ class PolicySession:
             return self._judged(result, now_ns, "rejected", f"{rejected.kind}: {rejected}")
         self.reaction_s.add(float(seconds(now_ns - result.ticket.observation_ns)))
         self.judge.accepted()
+        self._chunk_leaves = True
         self.notices.set("inert", self._inert_watch.look(result.chunk.actions, now_ns))
         return self._judged(result, now_ns, "placed")
 

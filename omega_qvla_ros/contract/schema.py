@@ -213,7 +213,8 @@ class SafetyContract:
             real-time chunking engine.
         max_consecutive_errors: Failed inferences or refused chunks in a row that latch the arm. Origin: LeRobot's 10
             are too many for an arm.
-        max_late_chunks: Chunks in a row that come after their own end and latch: the policy is too slow for this robot.
+        max_late_chunks: Chunks in a row that come after their own end, or are not planned in time, and latch: the
+            policy or the processor is too slow for this robot.
             Origin: LeRobot's engine gives up after as many unusable ones.
         stall_time_s: A joint that stands away from its command for so long is blocked. Origin: a servo's lag ends
             within a tenth of that.

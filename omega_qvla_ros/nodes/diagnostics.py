@@ -85,6 +85,7 @@ def session_values(session: PolicySession, now_ns: int) -> dict[str, object]:
         "hold_planning_p50_ms": 1e3 * motion.dispatch.hold_s.get(50),
         "hold_planning_p99_ms": 1e3 * motion.dispatch.hold_s.get(99),
         "trajectories_invalid": sum(motion.invalid.values()),
+        "trajectories_beyond_limits": motion.counters.beyond_limits,
         "holds": motion.counters.holds,
         "plan_ran_out": motion.counters.exhausted,
         "tracking_lost": motion.counters.tracking_lost,

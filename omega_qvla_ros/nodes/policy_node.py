@@ -250,6 +250,7 @@ class PolicyNode(GuardedLifecycleNode):
             return
         state = session.safety.state
         self._publish(session.step(now_ns), now_ns, read_ns)
+        self._request(now_ns)
         if session.safety.state is not state:
             diagnostics.log_state(self.get_logger(), state, session)
         self._reporter.on_tick()

@@ -37,6 +37,7 @@ class SoakFigures:
     """The controller's reasons, numbers as ``#``."""
     trajectories_not_finite: int = 0
     trajectories_invalid: int = 0
+    trajectories_beyond_limits: int = 0
     refused_by_the_watch: dict[str, int] = field(default_factory=dict)
     unguarded: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
@@ -61,7 +62,12 @@ class SoakFigures:
         """Why the run did not pass; empty if it did."""
         found = [f"process died: {text}" for text in self.died]
         found += [f"did not recover: {text}" for text in self.stuck]
-        for name in ("trajectories_rejected", "trajectories_not_finite", "trajectories_invalid"):
+        for name in (
+            "trajectories_rejected",
+            "trajectories_not_finite",
+            "trajectories_invalid",
+            "trajectories_beyond_limits",
+        ):
             if getattr(self, name):
                 found.append(f"{getattr(self, name)} {name.replace('_', ' ')}")
         found += [f"{count} commands refused: {reason}" for reason, count in self.refused_by_the_watch.items()]

@@ -136,6 +136,7 @@ class SoakRun:
         figures.rejections = reasons
         figures.trajectories_not_finite = int(node.bridge.get("trajectories_not_finite", 0))
         figures.trajectories_invalid = int(node.report.get("trajectories_invalid", 0))
+        figures.trajectories_beyond_limits = int(node.report.get("trajectories_beyond_limits", 0))
         figures.refused_by_the_watch = dict(watch.refused)
         figures.unguarded, figures.examples = dict(watch.unguarded), list(watch.examples)
         figures.peaks = asdict(watch.peaks)

@@ -57,6 +57,8 @@ class Rig:
             trace=self.records.append,
         )
         self.now = T0
+        self.age_ns = 0
+        """How old a message is at the last look before it leaves."""
         self.stands_at = [0.0, 0.02]
         self.sensors = {"front", "wrist", "joints"}
         self.sent: list[tuple[int, JointTrajectory]] = []
@@ -68,12 +70,20 @@ class Rig:
         """One control period later: sensors, then the control timer, then whatever inference it started."""
         self.now += PERIOD_NS
         self.feed()
-        message = self.session.step(self.now)
+        message = self.step()
         if message is not None:
             assert jtc.validate(message, self.now, NAMES) is None
             self.sent.append((self.now, message))
         if self.session.worker.busy and self.policy.block is None:
             self.wait()
+        return message
+
+    def step(self) -> JointTrajectory | None:
+        """One control period as the node has it: what is left of the message after the last look, then a request."""
+        message = self.session.step(self.now)
+        if message is not None:
+            message = self.session.in_time(message, self.now, self.age_ns)
+        self.session.request(self.now)
         return message
 
     def feed(self) -> None:

@@ -49,7 +49,8 @@ def test_session_takes_the_contracts_numbers_about_chunks(own: bool) -> None:
         block.set()
         rig.wait()
     rig.tick()
-    late = [reason for reason in rig.session.safety.reasons if "2 chunks in a row came after their own end" in reason]
+    words = "2 chunks in a row were late; the newest came after its own end"
+    late = [reason for reason in rig.session.safety.reasons if words in reason]
     assert (rig.state is State.LATCHED, rig.session.scheduler.dropped["late"], len(late)) == (own, 2 * own, own)
     rig.close()
 

@@ -186,6 +186,17 @@ def test_shortened_plan_still_ends_at_rest() -> None:
     np.testing.assert_array_equal(message.points[-1].velocities, 0.0)
 
 
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.35])
+def test_motion_shortened_before_a_limit_that_was_lowered_brakes_no_harder_than_the_contract_allows(share) -> None:
+    motion, scheduler = build(blend_time_s=0.0)
+    give(motion, scheduler, ramp(0.0, 0.06), T0, T0)
+    motion._guard.set_limit_scales(LimitScales(position=share))
+    motion.shorten(T0 + PERIOD_NS, 4)
+    message = motion.tick(T0 + PERIOD_NS)
+    assert message is not None and motion.counters.beyond_limits == 0
+    _check(message)
+
+
 def test_arm_that_does_not_follow_is_lost_with_joint_error_and_limit() -> None:
     motion, scheduler = build()
     give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
@@ -348,6 +359,7 @@ def test_whatever_the_policy_emits_what_is_sent_obeys_limits_and_controller(
             controller.run_until(min(tick_ns + PERIOD_NS, now + wait_ms * 1_000_000))
         now += wait_ms * 1_000_000
     assert not motion.invalid and not guard.counters.rejected["internal"]
+    assert motion.counters.beyond_limits == 0
     _check_commands(controller)
 
 

@@ -140,7 +140,7 @@ def test_hanging_inference_holds_and_its_result_is_dropped() -> None:
     deadline = time.monotonic() + DEADLINE_S
     while rig.state is not State.HOLD and time.monotonic() < deadline:
         rig.now += 1  # simulated time may stand still; a hang is measured in wall time
-        rig.session.step(rig.now)
+        rig.step()
     assert rig.state is State.HOLD and "has not returned" in rig.session.safety.reasons[0]
     rig.run(30)
     assert rig.state is State.HOLD and rig.speed == 0.0 and len(rig.policy.seen) > 0
@@ -178,6 +178,7 @@ def test_policy_that_is_always_late_is_latched_with_numbers(rig: Rig) -> None:
         rig.wait()
     rig.tick()
     assert rig.state is State.LATCHED
+    assert "5 chunks in a row were late" in rig.session.safety.reasons[0]
     assert "a chunk lasts 0.40 s" in rig.session.safety.reasons[0]
 
 
@@ -346,3 +347,67 @@ def test_real_time_chunking_tells_the_policy_what_it_has_to_continue() -> None:
         assert abs(committed.actions[0, 1] - position) < 0.1  # the checkpoint's order: finger, shoulder
     assert rig.session.scheduler.blend_time_s == 0.1  # what guidance leaves over is blended
     rig.close()
+
+
+def test_withdrawn_chunk_degrades_and_one_that_leaves_ends_it(rig: Rig) -> None:
+    rig.run(10)
+    rig.age_ns = 90_000_000
+    while not rig.session.motion.counters.withdrawn:
+        rig.tick()
+    assert rig.state is State.DEGRADED
+    assert any("ready after 90 ms, 0 ms were allowed for" in reason for reason in rig.session.safety.reasons)
+    rig.age_ns = 0
+    rig.run(6)
+    assert rig.state is State.OK and rig.session.motion.counters.withdrawn == 1
+
+
+def test_chunks_that_are_always_withdrawn_latch_and_say_what_to_do(rig: Rig) -> None:
+    rig.run(10)
+    most = toy_contract().safety.max_late_chunks
+    for count in range(1, most + 1):
+        assert rig.state is not State.LATCHED
+        rig.age_ns = 150_000_000 + count * 10_000_000  # planning that takes longer than is ever allowed for
+        while rig.session.motion.counters.withdrawn < count:
+            rig.tick()
+    assert rig.state is State.LATCHED
+    reason = rig.session.safety.reasons[0]
+    assert (
+        f"{most} chunks in a row were late" in reason and "too busy to plan in time; take other work off it" in reason
+    )
+    rig.run(6)
+    assert rig.speed == 0.0
+    rig.session.reset_fault()
+    rig.age_ns = 0
+    rig.run(8)
+    assert rig.state is State.OK and rig.speed > 0.0
+
+
+def test_chunk_that_leaves_breaks_the_row_of_those_that_were_withdrawn(rig: Rig) -> None:
+    rig.run(10)
+    for count in range(1, 2 * toy_contract().safety.max_late_chunks):
+        rig.age_ns = 150_000_000
+        while rig.session.motion.counters.withdrawn < count:
+            rig.tick()
+        rig.age_ns = 0
+        accepted = rig.session.scheduler.accepted
+        while rig.session.scheduler.accepted == accepted:
+            rig.tick()
+    assert rig.state is State.OK
+
+
+def test_hold_that_leaves_instead_of_a_chunk_breaks_no_row(rig: Rig) -> None:
+    rig.run(10)
+    rig.age_ns = 150_000_000
+    while not rig.session.motion.counters.withdrawn:
+        rig.tick()
+    rig.age_ns = 0
+    while rig.session.collect(rig.now) is False:
+        rig.now += PERIOD_NS
+        rig.feed()
+        rig.session.request(rig.now)
+        rig.wait()
+    rig.session.motion.hold(rig.now)
+    assert rig.session.in_time(rig.session.motion.tick(rig.now), rig.now, 0) is not None
+    assert any(
+        "a chunk was late; the newest was not planned in time" in reason for reason in rig.session.safety.reasons
+    )

@@ -52,7 +52,7 @@ def test_chunks_of_another_task_are_dropped_with_their_reason(rig: Rig) -> None:
     while not rig.session.worker.busy:
         rig.now += PERIOD_NS
         rig.feed()
-        rig.session.step(rig.now)
+        rig.step()
     rig.session.set_instruction("stop that", rig.now)
     rig.wait()
     rig.session.collect(rig.now)

@@ -175,6 +175,7 @@ def test_memory_growth_is_the_rise_of_a_line_after_warm_up() -> None:
         {"trajectories_rejected": 1},
         {"trajectories_not_finite": 1},
         {"trajectories_invalid": 1},
+        {"trajectories_beyond_limits": 1},
         {"unguarded": {"velocity": 2}},
         {"controller_jump": {"a": 0.7}, "controller_jump_limit": {"a": 0.6}},
         {"refused_by_the_watch": {"no points": 1}},

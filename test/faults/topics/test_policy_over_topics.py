@@ -78,7 +78,7 @@ def test_fault_26_inference_slower_than_the_chunk_stops_smoothly_and_resumes(sta
 def test_fault_27_policy_that_is_always_slower_than_its_chunk_is_latched_with_numbers(stage: Stage) -> None:
     at_s = time.monotonic()
     stage.script.write(mode="slow", seconds=1.0)
-    found = stage.wait_state("LATCHED", "came after their own end", at_s)
+    found = stage.wait_state("LATCHED", "came after its own end", at_s)
     assert "a chunk lasts 0.80 s" in found.reasons and "inference takes 1.0" in found.reasons
     assert "step" in found.reasons  # the advice
     stage.check_stopped(stood=True)
