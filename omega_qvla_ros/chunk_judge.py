@@ -9,7 +9,8 @@ import numpy as np
 from omega_qvla_core.errors import InstructionError
 from omega_qvla_core.policy_types import PolicySpec
 from omega_qvla_core.runtime.device_errors import free_device_memory, is_device_error
-from omega_qvla_ros.guard import ChunkRejected, SafetyState
+from omega_qvla_ros.guard import ChunkRejected
+from omega_qvla_ros.safety_state import SafetyState
 from omega_qvla_ros.scheduler import ChunkDropped, ChunkScheduler
 from omega_qvla_ros.stats import Percentiles
 

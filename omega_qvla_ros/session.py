@@ -18,11 +18,12 @@ from omega_qvla_core.policy_types import ActionChunk, CommittedPrefix
 from omega_qvla_ros.chunk_judge import ChunkJudge
 from omega_qvla_ros.contract import RobotContract, check_policy
 from omega_qvla_ros.emergency_stop import EmergencyStop, Refused
-from omega_qvla_ros.guard import ChunkRejected, MotionGuard, SafetyState, State
+from omega_qvla_ros.guard import ChunkRejected, MotionGuard
 from omega_qvla_ros.inference import InferenceResult, InferenceWorker
 from omega_qvla_ros.motion import Motion
 from omega_qvla_ros.notices import EVENT_NS, ImageWatch, InertWatch, Notices
 from omega_qvla_ros.observation import NotReady, ObservationBuffer, Snapshot
+from omega_qvla_ros.safety_state import SafetyState, State
 from omega_qvla_ros.scheduler import ChunkDropped, ChunkScheduler
 from omega_qvla_ros.session_options import PolicyLike, SessionOptions
 from omega_qvla_ros.session_trace import SessionTrace

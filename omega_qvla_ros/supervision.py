@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from omega_qvla_ros.guard import SafetyState
 from omega_qvla_ros.inference import InferenceWorker
 from omega_qvla_ros.motion import Motion
 from omega_qvla_ros.notices import EVENT_NS, Notices
 from omega_qvla_ros.observation import ObservationBuffer
+from omega_qvla_ros.safety_state import SafetyState
 from omega_qvla_ros.splines import nanoseconds
 from omega_qvla_ros.stats import TickMonitor
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
-from omega_qvla_ros.guard import State
 from omega_qvla_ros.msgs import header
+from omega_qvla_ros.safety_state import State
 
 if TYPE_CHECKING:  # the simulator and the recorder report too, and need no torch
     from omega_qvla_ros.session import PolicySession

@@ -8,8 +8,8 @@ import numpy as np
 from robot_fixtures import PERIOD_NS
 from session_rig import Rig
 
-from omega_qvla_ros.guard import State
 from omega_qvla_ros.motion import HOLD_REPEATS
+from omega_qvla_ros.safety_state import State
 from omega_qvla_ros.trajectory import REST_NS, JointTrajectory
 
 IMAGE_TIMEOUT_NS = 250_000_000

@@ -10,7 +10,7 @@ from robot_fixtures import PERIOD_NS, T0, ramp, toy_contract, toy_spec
 from omega_qvla_core.policy_types import ActionChunk, Observation
 from omega_qvla_ros import jtc
 from omega_qvla_ros.contract import RobotContract
-from omega_qvla_ros.guard import State
+from omega_qvla_ros.safety_state import State
 from omega_qvla_ros.session import PolicySession, SessionOptions
 from omega_qvla_ros.trace import ChunkRecord
 from omega_qvla_ros.trajectory import JointTrajectory

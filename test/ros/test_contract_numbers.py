@@ -12,9 +12,10 @@ from session_rig import NAMES, Rig
 
 from omega_qvla_core.policy_types import ActionChunk
 from omega_qvla_ros.contract import check_policy
-from omega_qvla_ros.guard import ChunkRejected, MotionGuard, State
+from omega_qvla_ros.guard import ChunkRejected, MotionGuard
 from omega_qvla_ros.motion import Motion
 from omega_qvla_ros.observation import ObservationBuffer
+from omega_qvla_ros.safety_state import State
 from omega_qvla_ros.scheduler import ChunkDropped, ChunkScheduler
 from omega_qvla_ros.tracking import TrackingMonitor
 from omega_qvla_ros.trajectory import still_plan

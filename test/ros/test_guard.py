@@ -9,7 +9,8 @@ import pytest
 from robot_fixtures import PERIOD_NS, T0, ramp, toy_contract
 
 from omega_qvla_core.errors import ConfigError
-from omega_qvla_ros.guard import ChunkRejected, LimitScales, MotionGuard, SafetyState, State
+from omega_qvla_ros.guard import ChunkRejected, LimitScales, MotionGuard
+from omega_qvla_ros.safety_state import SafetyState, State
 from omega_qvla_ros.splines import segment_peak_accelerations, segment_peak_speeds, segment_ranges
 from omega_qvla_ros.trajectory import Plan, still_plan
 

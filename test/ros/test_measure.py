@@ -12,8 +12,8 @@ from robot_fixtures import PERIOD_NS, T0, toy_contract
 from session_rig import Rig
 
 from omega_qvla_ros import motion as motion_module
-from omega_qvla_ros.guard import State
 from omega_qvla_ros.measure import beyond, parts_early
+from omega_qvla_ros.safety_state import State
 from omega_qvla_ros.trajectory import Plan, hold_plan, measured_plan
 
 LIMITS = toy_contract().joint_limits()

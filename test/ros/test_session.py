@@ -14,8 +14,8 @@ from session_rig import DEADLINE_S, NAMES, FakePolicy, Rig
 from omega_qvla_core.errors import ConfigError, InstructionError
 from omega_qvla_core.noise import inference_seed
 from omega_qvla_ros import jtc
-from omega_qvla_ros.guard import State
 from omega_qvla_ros.motion import HOLD_REPEATS
+from omega_qvla_ros.safety_state import State
 from omega_qvla_ros.session import PolicySession, SessionOptions
 from omega_qvla_ros.trajectory import REST_NS
 

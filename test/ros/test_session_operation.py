@@ -13,8 +13,9 @@ from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.policy_types import ActionChunk
 from omega_qvla_ros import jtc
 from omega_qvla_ros.emergency_stop import EmergencyStop, Refused
-from omega_qvla_ros.guard import LimitScales, State
+from omega_qvla_ros.guard import LimitScales
 from omega_qvla_ros.motion import HOLD_REPEATS
+from omega_qvla_ros.safety_state import State
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from robot_fixtures import PERIOD_NS, ramp, toy_contract
 from session_rig import Rig
 
 from omega_qvla_core.policy_types import ActionChunk
-from omega_qvla_ros.guard import State
+from omega_qvla_ros.safety_state import State
 
 SOURCE = {"topic": "hand/joint_states", "joints": ["finger"], "timeout_s": 1.0}
 EVERY = 8

@@ -17,9 +17,9 @@ from omega_qvla_core.errors import InstructionError
 from omega_qvla_core.policy_types import Observation
 from omega_qvla_core.runtime.policy import Policy
 from omega_qvla_core.runtime.random_policy import random_policy
-from omega_qvla_ros.guard import State
 from omega_qvla_ros.nodes.policy_node import PolicyNode
 from omega_qvla_ros.process_environment import free_domain_id
+from omega_qvla_ros.safety_state import State
 
 LONG = "touch the red cube " * 550
 """10 kB."""

@@ -13,7 +13,8 @@ from session_rig import NAMES, Rig
 
 from omega_qvla_ros import jtc
 from omega_qvla_ros.contract import RobotContract
-from omega_qvla_ros.guard import ChunkRejected, MotionGuard, State
+from omega_qvla_ros.guard import ChunkRejected, MotionGuard
+from omega_qvla_ros.safety_state import State
 from omega_qvla_ros.trajectory import JointTrajectory, Plan, TrajectoryPoint, still_plan
 
 

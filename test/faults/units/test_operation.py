@@ -12,7 +12,7 @@ from session_rig import Rig
 
 from omega_qvla_core.runtime import device_errors
 from omega_qvla_ros.emergency_stop import EmergencyStop, Refused
-from omega_qvla_ros.guard import State
+from omega_qvla_ros.safety_state import State
 
 
 @pytest.fixture

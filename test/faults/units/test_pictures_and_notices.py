@@ -17,9 +17,9 @@ from session_rig import Rig
 from omega_qvla_core.policy_types import ActionChunk
 from omega_qvla_ros import msgs
 from omega_qvla_ros.contract import contract_from_dict
-from omega_qvla_ros.guard import State
 from omega_qvla_ros.image_decoding import to_aspect
 from omega_qvla_ros.intake import Intake
+from omega_qvla_ros.safety_state import State
 
 SIZES = {"front": (64, 64), "wrist": (64, 64)}
 TOPIC = "front/image_raw"

@@ -14,7 +14,7 @@ from session_rig import Rig
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.policy_types import ActionChunk
 from omega_qvla_ros.contract import check_policy
-from omega_qvla_ros.guard import State
+from omega_qvla_ros.safety_state import State
 from omega_qvla_ros.scheduler import ChunkDropped, ChunkScheduler
 
 

@@ -14,8 +14,8 @@ from session_rig import NAMES, Rig
 
 from omega_qvla_core.errors import ObservationError
 from omega_qvla_ros import image_decoding, msgs
-from omega_qvla_ros.guard import State
 from omega_qvla_ros.observation import NotReady, ObservationBuffer
+from omega_qvla_ros.safety_state import State
 
 MS = 1_000_000
 

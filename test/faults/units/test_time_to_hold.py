@@ -11,7 +11,7 @@ from fault_checks import IMAGE_TIMEOUT_NS, JOINT_TIMEOUT_NS, check_hold, first_t
 from robot_fixtures import PERIOD_NS, toy_contract
 from session_rig import NAMES, Rig
 
-from omega_qvla_ros.guard import State
+from omega_qvla_ros.safety_state import State
 
 OFFSETS_NS = [0, 1, PERIOD_NS // 3, PERIOD_NS - 1]
 """The last sample comes at any phase of the control timer."""
