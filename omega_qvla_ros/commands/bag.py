@@ -20,12 +20,13 @@ from omega_qvla_ros.commands.options import (
 
 def bag(path: BagArgument) -> None:
     """List the topics of a bag."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from omega_qvla_ros.bags.reader import Bag
 
     with user_errors(), Bag(path) as opened:
-        table = Table("topic", "type", "messages", title=f"{path}, {opened.duration_s:.1f} s")
+        names = (Column(header, overflow="fold") for header in ("topic", "type"))  # names are told apart by their ends
+        table = Table(*names, "messages", title=f"{path}, {opened.duration_s:.1f} s")
         for topic in opened.topics.values():
             table.add_row(topic.name, topic.msgtype, str(topic.count))
     console.print(table)

@@ -172,6 +172,8 @@ def test_bag_and_contract_are_shown(bag: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0 and "/front/image_raw" in result.output and "20" in result.output
     result = runner.invoke(app, ["contract", "check", "tabletop", "--checkpoint", "tabletop_w4a4"])
     assert result.exit_code == 0 and "fits 'tabletop'" in result.output
+    for columns, arguments in (("50", ["bag", str(bag)]), ("80", ["contract", "check", "ur5e"])):
+        assert "…" not in runner.invoke(app, arguments, env={"COLUMNS": columns}).output
     (bag / "metadata.yaml").unlink()
     (bag / "bag.mcap").write_bytes((bag / "bag.mcap").read_bytes()[:-3])
     result = runner.invoke(app, ["repair", str(bag)])
