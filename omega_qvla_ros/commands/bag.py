@@ -38,8 +38,9 @@ def repair(path: BagArgument) -> None:
 
     with user_errors():
         for file in mend(path):
-            done = f"{file.cut_bytes} bytes cut off behind" if file.cut_bytes else "nothing to cut off;"
-            console.print(f"{file.path}: {done} {file.kept_bytes} bytes", highlight=False, soft_wrap=True)
+            done = "was whole" if file.was_whole else "mended"
+            told = f"{file.path}: {done}, {file.kept_bytes} bytes kept, {file.cut_bytes} cut off"
+            console.print(told, highlight=False, soft_wrap=True)
     if path.is_dir() and not (path / "metadata.yaml").is_file():
         console.print(f"for the ros2 command: ros2 bag reindex {path}", highlight=False, soft_wrap=True)
 
