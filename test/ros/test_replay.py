@@ -127,6 +127,8 @@ def test_report_has_a_row_per_joint_and_a_picture(bag: Path, tmp_path: Path) -> 
     assert "## Against toy (w4a4)" in text and "| shoulder | rad | 0.25000 | 0.25000 | 0.25000 |" in text
     data = json.loads((tmp_path / "out" / "replay.json").read_text())
     assert data["inferences"] == 5 and data["differences"]["policy"]["joints"]["finger"]["unit"] == "m"
+    assert "\n5 inferences.\n" in text and data["traced_inferences"] is None
+    assert "\n5 inferences of the 9 in the trace.\n" in replace(report, traced=9).to_markdown()
     assert (tmp_path / "out" / "replay.png").read_bytes().startswith(b"\x89PNG")
 
 
