@@ -15,7 +15,7 @@ ROS = "omega_qvla_ros"
 
 # From the bottom up. A package imports from its own line and from those above it here, wherever the import stands.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "strict_json", "strict_yaml", "policy_types", "noise"),
+    ("errors", "strict_json", "strict_yaml", "policy_types", "noise", "whole_file"),
     ("kernels", "models", "processing"),
     ("checkpoints",),
     ("parity",),

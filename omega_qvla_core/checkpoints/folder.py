@@ -22,6 +22,7 @@ from omega_qvla_core.checkpoints.strict_loading import matching_names
 from omega_qvla_core.checkpoints.weight_files import WeightFiles, find_weights, open_safetensors, read_header
 from omega_qvla_core.errors import CheckpointError
 from omega_qvla_core.models.pi05 import Pi05
+from omega_qvla_core.whole_file import write_whole
 
 WEIGHTS_FILE = "model.safetensors"
 SHIPPED = Path(omega_qvla_core.__file__).parent / "assets" / "policies"
@@ -89,10 +90,7 @@ def save_checkpoint(description: PolicyDescription | FoundationDescription, mode
     write_description(description, folder)
     dtype = torch.bfloat16 if isinstance(description, PolicyDescription) else None
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
-    # An interrupted write must not leave a file that a later load takes for the whole one.
-    partial = folder / (WEIGHTS_FILE + ".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(folder / WEIGHTS_FILE)
+    write_whole(folder / WEIGHTS_FILE, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

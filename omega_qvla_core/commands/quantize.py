@@ -68,7 +68,7 @@ def quantize(
         text = quantize_to_pack(checkpoint, recipe, calibration, out, report or out, byte_budget, options)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"pack: {out}")
-    console.print(f"report: {report or out}")
+    console.print(f"report: {(report or out) / 'report.md'}")
 
 
 def quantize_to_pack(

@@ -35,6 +35,7 @@ from omega_qvla_core.quant.scope import linear_side
 from omega_qvla_core.quant.site import QuantizedSite, SiteSpec
 from omega_qvla_core.quant.whole import whole_targets
 from omega_qvla_core.strict_json import dataclass_from_json, dataclass_to_json
+from omega_qvla_core.whole_file import write_whole
 
 PACK_FORMAT = "omega-qvla-pack-1"
 _METADATA = ("format", "model_sha256", "content_sha256", "record", "sites")
@@ -79,10 +80,7 @@ def save_pack(policy: QuantizablePolicy, folder: str | Path) -> Path:
         metadata["parts"] = json.dumps({name: part.spec for name, part in parts.items()})
     folder.mkdir(parents=True, exist_ok=True)
     write_description(policy.description, folder)
-    # An interrupted write must not leave a file that a later load takes for the whole one.
-    partial = folder / (PACK_FILE + ".partial")
-    save_file(tensors, partial, metadata=metadata)
-    partial.replace(folder / PACK_FILE)
+    write_whole(folder / PACK_FILE, lambda partial: save_file(tensors, partial, metadata=metadata))
     return folder / PACK_FILE
 
 

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from omega_qvla_core.errors import ObservationError
 from omega_qvla_core.policy_types import Observation
+from omega_qvla_core.whole_file import write_whole
 
 FORMAT = "omega-qvla-observations-1"
 
@@ -52,7 +53,7 @@ def save_observations(path: Path, observations: Sequence[Observation], sources: 
         "sources": json.dumps(list(sources)),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata)
+    write_whole(path, lambda partial: save_file(tensors, partial, metadata))
 
 
 def load_observations(path: Path) -> ObservationSet:

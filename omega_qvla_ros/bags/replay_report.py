@@ -47,6 +47,7 @@ class ReplayReport:
         found: The inferences.
         period_s: Time between two steps of a chunk.
         first_action_delay_s: Time from the observation to step 0.
+        traced: Inferences in the trace, None without one. A trace may be longer than the bag.
     """
 
     bag: str
@@ -56,6 +57,7 @@ class ReplayReport:
     found: Sequence[Replayed]
     period_s: float
     first_action_delay_s: float
+    traced: int | None = None
 
     def differences(self) -> dict[str, Difference]:
         """Everything that could be compared."""
@@ -69,6 +71,7 @@ class ReplayReport:
             "policy": self.policy,
             "other_policy": self.other or None,
             "inferences": len(self.found),
+            "traced_inferences": self.traced,
             "executed_steps": self.contract.chunk.execution_horizon_steps,
             "differences": {
                 name: {
@@ -89,7 +92,8 @@ class ReplayReport:
 
     def to_markdown(self) -> str:
         """One table per comparison."""
-        lines = [f"# {self.policy} replayed on {self.bag}", "", f"{len(self.found)} inferences.", ""]
+        of_trace = "" if self.traced is None else f" of the {self.traced} in the trace"
+        lines = [f"# {self.policy} replayed on {self.bag}", "", f"{len(self.found)} inferences{of_trace}.", ""]
         made = self.differences()
         if not made:
             lines += ["Nothing to compare with: no commands in the bag, no trace, no other policy.", ""]

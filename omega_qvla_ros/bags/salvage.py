@@ -29,14 +29,24 @@ _END = (
     + _MAGIC
 )
 
+_JOURNAL_MAGIC = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
+
 
 @dataclass(frozen=True)
 class Mended:
-    """What was done to one file: bytes of it that are kept, and bytes that were cut off. Both as they were: 0 cut."""
+    """What was done to one file.
+
+    Attributes:
+        path: The file.
+        kept_bytes: Bytes of it that are kept.
+        cut_bytes: Bytes that were cut off behind them.
+        was_whole: There was nothing to mend: the file is as it was.
+    """
 
     path: Path
     kept_bytes: int
     cut_bytes: int
+    was_whole: bool
 
 
 def mend(path: Path) -> list[Mended]:
@@ -67,7 +77,7 @@ def _mend_mcap(path: Path) -> Mended:
                 file.write(_END)
     except OSError as error:
         raise RecordingError(f"{path} cannot be mended: {error}") from error
-    return Mended(path, end, 0 if complete else size - end)
+    return Mended(path, end, size - end, complete)
 
 
 def _last_whole_record(file: BinaryIO, path: Path, size: int) -> tuple[int, bool]:
@@ -94,9 +104,19 @@ def _last_whole_record(file: BinaryIO, path: Path, size: int) -> tuple[int, bool
         position = after
 
 
+def _waits_for_rollback(path: Path) -> bool:
+    """Whether a transaction was written to the database in part; sqlite3 clears the journal's head afterwards."""
+    journal = path.with_name(path.name + "-journal")
+    if not journal.is_file():
+        return False
+    with journal.open("rb") as file:
+        return file.read(len(_JOURNAL_MAGIC)) == _JOURNAL_MAGIC
+
+
 def _mend_sqlite3(path: Path) -> Mended:
     size = path.stat().st_size
     try:
+        was_whole = not _waits_for_rollback(path)
         connection = sqlite3.connect(f"file:{path}?mode=rw", uri=True)
         try:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -104,7 +124,7 @@ def _mend_sqlite3(path: Path) -> Mended:
                 raise RecordingError(f"{path} is damaged beyond the last transaction: {found}")
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
         raise RecordingError(f"{path} cannot be mended: {error}") from error
     kept = path.stat().st_size
-    return Mended(path, kept, max(size - kept, 0))
+    return Mended(path, kept, max(size - kept, 0), was_whole)

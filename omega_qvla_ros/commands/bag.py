@@ -20,12 +20,13 @@ from omega_qvla_ros.commands.options import (
 
 def bag(path: BagArgument) -> None:
     """List the topics of a bag."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from omega_qvla_ros.bags.reader import Bag
 
     with user_errors(), Bag(path) as opened:
-        table = Table("topic", "type", "messages", title=f"{path}, {opened.duration_s:.1f} s")
+        names = (Column(header, overflow="fold") for header in ("topic", "type"))  # names are told apart by their ends
+        table = Table(*names, "messages", title=f"{path}, {opened.duration_s:.1f} s")
         for topic in opened.topics.values():
             table.add_row(topic.name, topic.msgtype, str(topic.count))
     console.print(table)
@@ -37,8 +38,9 @@ def repair(path: BagArgument) -> None:
 
     with user_errors():
         for file in mend(path):
-            done = f"{file.cut_bytes} bytes cut off behind" if file.cut_bytes else "nothing to cut off;"
-            console.print(f"{file.path}: {done} {file.kept_bytes} bytes", highlight=False, soft_wrap=True)
+            done = "was whole" if file.was_whole else "mended"
+            told = f"{file.path}: {done}, {file.kept_bytes} bytes kept, {file.cut_bytes} cut off"
+            console.print(told, highlight=False, soft_wrap=True)
     if path.is_dir() and not (path / "metadata.yaml").is_file():
         console.print(f"for the ros2 command: ros2 bag reindex {path}", highlight=False, soft_wrap=True)
 

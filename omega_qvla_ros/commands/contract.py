@@ -27,7 +27,7 @@ def check(
     ] = None,
 ) -> None:
     """Read a contract as the node does; exit code 1 with the reason if it is refused."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from omega_qvla_core.runtime import Policy
     from omega_qvla_ros.contract import check_policy, limits_from_urdf, load_contract, with_urdf_limits
@@ -38,7 +38,8 @@ def check(
         if urdf is not None:
             found = with_urdf_limits(found, limits_from_urdf(_text(urdf), found.joint_names))
         limits = found.joint_limits()
-        table = Table("joint", "unit", "position", "velocity /s", "acceleration /s^2", "jump", title=found.name)
+        joint = Column("joint", overflow="fold")  # a name that is cut off cannot be compared with the driver's
+        table = Table(joint, "unit", "position", "velocity /s", "acceleration /s^2", "jump", title=found.name)
         for k, joint in enumerate(found.joints):
             span = f"{limits.position_min[k]:g} to {limits.position_max[k]:g}"
             numbers = (limits.max_velocity[k], limits.max_acceleration[k], limits.max_jump[k])

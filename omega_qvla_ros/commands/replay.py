@@ -66,6 +66,7 @@ def replay(
             found,
             1.0 / policy.spec.control_hz,
             policy.spec.first_action_delay_s,
+            None if traced is None else len(traced.records),
         )
         report.write(out)
     console.print(report.to_markdown(), markup=False, highlight=False, soft_wrap=True)

@@ -127,6 +127,8 @@ def test_report_has_a_row_per_joint_and_a_picture(bag: Path, tmp_path: Path) -> 
     assert "## Against toy (w4a4)" in text and "| shoulder | rad | 0.25000 | 0.25000 | 0.25000 |" in text
     data = json.loads((tmp_path / "out" / "replay.json").read_text())
     assert data["inferences"] == 5 and data["differences"]["policy"]["joints"]["finger"]["unit"] == "m"
+    assert "\n5 inferences.\n" in text and data["traced_inferences"] is None
+    assert "\n5 inferences of the 9 in the trace.\n" in replace(report, traced=9).to_markdown()
     assert (tmp_path / "out" / "replay.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -172,8 +174,11 @@ def test_bag_and_contract_are_shown(bag: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0 and "/front/image_raw" in result.output and "20" in result.output
     result = runner.invoke(app, ["contract", "check", "tabletop", "--checkpoint", "tabletop_w4a4"])
     assert result.exit_code == 0 and "fits 'tabletop'" in result.output
+    for columns, arguments in (("50", ["bag", str(bag)]), ("80", ["contract", "check", "ur5e"])):
+        assert "…" not in runner.invoke(app, arguments, env={"COLUMNS": columns}).output
     (bag / "metadata.yaml").unlink()
     (bag / "bag.mcap").write_bytes((bag / "bag.mcap").read_bytes()[:-3])
     result = runner.invoke(app, ["repair", str(bag)])
-    assert result.exit_code == 0 and "cut off" in result.output and "reindex" in result.output
+    assert result.exit_code == 0 and "mended, " in result.output and "reindex" in result.output
+    assert "was whole, " in runner.invoke(app, ["repair", str(bag)]).output
     assert runner.invoke(app, ["bag", str(bag)]).exit_code == 0
