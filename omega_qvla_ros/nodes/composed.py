@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import threading
 
-import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.logging import get_logger
 from rclpy.node import Node
@@ -91,7 +90,7 @@ def main(args: list[str] | None = None, policy_loader: loading.PolicyLoader = lo
         bridge.close()
         for node in (policy, bridge):
             node.destroy_node()
-        rclpy.try_shutdown()
+        process.finish()
     if any(thread.died for thread in threads):
         raise SystemExit(1)
 

@@ -385,7 +385,7 @@ def main(args: list[str] | None = None, policy_loader: loading.PolicyLoader = lo
             node.trigger_shutdown()
         executor.shutdown()
         node.destroy_node()
-        rclpy.try_shutdown()
+        process.finish()
 
 
 def bring_up(node: PolicyNode) -> None:

@@ -104,3 +104,12 @@ def test_failure_has_the_code_and_the_last_lines(tmp_path: Path) -> None:
         wait(lambda: first_failure(nodes) is not None, "the end")
         assert first_failure(nodes).startswith("broken ended with code 1")
         assert "no EGL device" in first_failure(nodes)
+
+
+def test_a_finished_node_leaves_nothing_to_collect() -> None:
+    """Objects that are tracked when ``main`` ends are not looked at again: their number is what the end would take."""
+    program = "import gc; from omega_qvla_ros.nodes import process; process.finish(); print(len(gc.get_objects()))"
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=DEADLINE_S
+    )
+    assert int(found.stdout) < 100
