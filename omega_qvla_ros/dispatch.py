@@ -19,6 +19,9 @@ from omega_qvla_ros.trajectory import Plan
 PLANNING_PERCENT = {False: 95, True: 50}
 """Of what planning took, for chunks and for holds. One stall must not delay the holds that come after it, and a hold
 that is late all the same is planned anew, which is fast."""
+RECENT = 3
+"""Chunks are allowed the median of so many at least. The percentile of 100 notices a load that lasts with its sixth
+chunk only, and five late ones in a row latch; the median of three notices the second, and one stall is none."""
 CHUNK_LEAD_SHARE = 0.5
 """Share of the transport's time that a chunk must have left. All of it would withdraw the 5% that take longer than
 ``PLANNING_PERCENT``; with none of it, any transport at all would make a step. With half, a transport within the
@@ -51,6 +54,9 @@ class Dispatch:
     def allowance_ns(self, *, holding: bool) -> int:
         """What the next plan, a hold or not, is expected to take until its message leaves."""
         expected_s = self._took[holding].get(PLANNING_PERCENT[holding])
+        recent_s = self._took[holding].values()[-RECENT:]
+        if not holding and len(recent_s) == RECENT:
+            expected_s = max(expected_s, float(np.median(recent_s)))
         return 0 if math.isnan(expected_s) else min(nanoseconds(expected_s), MAX_PLANNING_NS)
 
     def reset(self) -> None:

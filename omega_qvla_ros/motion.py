@@ -98,14 +98,13 @@ class Motion:
         self._holding = False
         self._hold_left = 0
         self._forget_at_end = False
-        self._unstamped_since_ns: int | None = None
+        self._unstamped = False
         self._last_tick_ns: int | None = None
         self._ran_out: Plan | None = None
         self._task = 0
         self._targets: tuple[np.ndarray, np.ndarray] | None = None
         self.dispatch = Dispatch()
-        self.stands_since_ns = 0
-        """When the motion that was forgotten last came to rest: the next one begins at positions measured since."""
+        self._stands_since_ns = 0
         self.seam: Seam | None = None
         """Of the last switch from a motion that was under way."""
         self.tracking = TrackingMonitor(self._names, guard.contract_limits, contract.safety.stall_time_s)
@@ -177,12 +176,21 @@ class Motion:
         """A hold is under way after which the plan is forgotten; no chunk may be asked for before it is out."""
         return self._forget_at_end
 
+    def stands_since_ns(self, now_ns: int) -> int:
+        """When the motion that was forgotten last came to rest: the next one begins at positions measured since.
+
+        Never in the future: a clock that stepped back unnoticed must not keep the arm waiting until it has caught up.
+        """
+        self._stands_since_ns = min(self._stands_since_ns, now_ns)
+        return self._stands_since_ns
+
     def restart(self, now_ns: int) -> None:
         """Brake, then forget the plan: the next one begins at the measured position.
 
         The plan is kept until the hold is out, because the controller goes on with the old window until it has
         received the hold; a plan that has ended is forgotten at once.
         """
+        self._renew(now_ns)
         self.tracking.restart()
         self._forget_at_end = True
         if self._plan is not None and now_ns < self._plan.end_ns:
@@ -196,7 +204,7 @@ class Motion:
         self._plan = None
         self._forget_at_end = False
         self._holding = False
-        self._unstamped_since_ns = None
+        self._unstamped = False
         self.dispatch.reset()
 
     def clock_jumped(self, now_ns: int, measured: np.ndarray | None, velocity: np.ndarray | None) -> None:
@@ -211,7 +219,7 @@ class Motion:
         self._scheduler.new_epoch()
         self.tracking.restart()
         self._holding = True
-        self.stands_since_ns = now_ns
+        self._stands_since_ns = now_ns
         if self._plan is None:
             return
         last_ns = self._plan.end_ns if self._last_tick_ns is None else self._last_tick_ns
@@ -225,7 +233,7 @@ class Motion:
         here = measured_plan(now_ns, position, speed, self._period_ns, self._period_ns)
         self._plan = hold_plan(here, now_ns - self._period_ns, now_ns, limits, self._period_ns, HOLD_PERIODS)
         self._report(here, now_ns - self._period_ns, now_ns)
-        self._unstamped_since_ns = now_ns
+        self._unstamped = True
         self.dispatch.reset()
         self._last_tick_ns = None
         self._hold_left = HOLD_REPEATS
@@ -237,10 +245,10 @@ class Motion:
         if self._forget_at_end and (self._plan is None or now_ns >= self._plan.end_ns):
             self._forget_at_end = False
             if self._plan is not None:
-                self.stands_since_ns = self._plan.end_ns
+                self._stands_since_ns = self._plan.end_ns
             self._plan = None
             self._holding = False
-            self._unstamped_since_ns = None
+            self._unstamped = False
             self.dispatch.reset()
 
     def on_chunk(
@@ -272,7 +280,7 @@ class Motion:
         if actions.ndim == 2 and actions.shape[1] == len(self._binding.action_entries):
             actions = self._binding.targets(actions, measured if observed is None else observed)
         self._guard.check_actions(actions, self._horizon)
-        self._renew_hold(now_ns)
+        self._renew(now_ns)
         self._settle(now_ns)
         if self.braking:
             raise ChunkDropped("epoch", "the arm brakes before it begins anew")
@@ -306,10 +314,17 @@ class Motion:
         self._targets = (placement.times_ns, inside)
         self._holding = False
 
-    def shorten(self, now_ns: int, steps: int) -> None:
-        """End the plan ``steps`` steps of a chunk from now: what is left belongs to an older instruction."""
-        soonest_ns = self._period_ns + self.dispatch.allowance_ns(holding=False) + self._switch_lead_ns
-        until_ns = now_ns + max(steps * self._chunk_period_ns, soonest_ns)
+    def shorten(self, now_ns: int, steps: int, leaves_ns: int | None = None) -> None:
+        """End the plan ``steps`` steps of a chunk from now: what is left belongs to an older instruction.
+
+        Args:
+            now_ns: The node's time.
+            steps: Of the policy.
+            leaves_ns: When the message with it is about to leave, None: with the next one.
+        """
+        if leaves_ns is None:
+            leaves_ns = now_ns + self._period_ns + self.dispatch.allowance_ns(holding=False)
+        until_ns = max(now_ns + steps * self._chunk_period_ns, leaves_ns + self._switch_lead_ns)
         if self._plan is not None and not self._holding and self._plan.end_ns > until_ns:
             until_ns = self._plan.free_time(until_ns)
             self._targets = None
@@ -356,7 +371,7 @@ class Motion:
         Returns:
             A trajectory that a stock controller accepts, or None.
         """
-        self._renew_hold(now_ns)
+        self._renew(now_ns)
         self._settle(now_ns)
         if self._plan is None:
             return None
@@ -364,9 +379,11 @@ class Motion:
         if self._holding:
             if self._hold_left <= 0 or now_ns >= self._plan.end_ns:
                 return None
+            first = self._hold_left == HOLD_REPEATS
             self._hold_left -= 1
-            if self._unstamped_since_ns is not None:
-                return self._checked(unstamped(self._plan, self._unstamped_since_ns, self._names), now_ns)
+            if self._unstamped:
+                soonest_ns = 0 if first else self._switch_lead_ns
+                return self._checked(unstamped(self._plan, now_ns, self._names, soonest_ns), now_ns)
             # Whole, so that every repetition has the same stamp: before the moment of the hold.
             return self._checked(whole(self._plan, self._names), now_ns)
         if now_ns >= self._plan.end_ns:
@@ -396,9 +413,9 @@ class Motion:
         self._back_to(sent, now_ns, now_ns + age_ns)
         return self.tick(now_ns)
 
-    def _renew_hold(self, now_ns: int) -> None:
-        """A hold that was decided upon between two messages and has not left by its beginning begins anew."""
-        sent = self.dispatch.overdue(now_ns) if self._holding else None
+    def _renew(self, now_ns: int) -> None:
+        """A hold or a cut that was decided upon between two messages and has not left by its beginning begins anew."""
+        sent = self.dispatch.overdue(now_ns) if self._holding or self._targets is None else None
         if sent is not None:
             self._back_to(sent, now_ns)
 
@@ -414,7 +431,7 @@ class Motion:
                 self.counters.withdrawn += 1
                 self._scheduler.withdraw()
             if self._task != self._scheduler.task:
-                self.shorten(now_ns, self._scheduler.execution_horizon_steps)
+                self.shorten(now_ns, self._scheduler.execution_horizon_steps, leaves_ns)
 
     @property
     def exhausted(self) -> bool:

@@ -10,7 +10,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,17 @@ VELOCITY_SPAN_NS = 50_000_000
 """Span of the difference that is a joint's velocity: 1 mrad of noise is then 0.02 rad/s."""
 
 
+class _Joints(NamedTuple):
+    """Positions of all joints at the stamp of ``joint_states_topic``, and the stamp of the oldest among them."""
+
+    stamp_ns: int
+    positions: np.ndarray
+    oldest_ns: int
+
+
+_Sample = TypeVar("_Sample", bound=tuple[Any, ...])
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """One consistent set of samples.
@@ -35,12 +46,14 @@ class Snapshot:
     Attributes:
         images: Camera key -> sample as it was given to ``add_image``.
         positions: float64 ``[joints]`` in contract order.
+        joints_ns: Stamp of the oldest position, whatever source it has.
         stamp_ns: Newest stamp in the set; the chunk's time line starts here.
         image_stamps_ns: Camera key -> stamp.
     """
 
     images: Mapping[str, Any]
     positions: np.ndarray
+    joints_ns: int
     stamp_ns: int
     image_stamps_ns: Mapping[str, int]
 
@@ -98,7 +111,7 @@ class ObservationBuffer:
         }
         self._headers: dict[str, tuple[int, int]] = {}
         self._images: dict[str, deque[tuple[int, Any]]] = {key: deque(maxlen=IMAGE_HISTORY) for key in self._keys}
-        self._joints: deque[tuple[int, np.ndarray]] = deque(maxlen=JOINT_HISTORY)
+        self._joints: deque[_Joints] = deque(maxlen=JOINT_HISTORY)
         self._joint_positions = np.full(len(self._joint_names), np.nan)
         self._joint_stamps = np.full(len(self._joint_names), -1, dtype=np.int64)
 
@@ -219,8 +232,8 @@ class ObservationBuffer:
         if (self._joint_stamps < 0).any() or (topic != self._joint_topic and self._joints):
             return
         merged_ns = self._oldest_joint_ns(self._joint_topic)
-        sample = (merged_ns, self._joint_positions.copy())
-        if self._joints and self._joints[-1][0] == merged_ns:
+        sample = _Joints(merged_ns, self._joint_positions.copy(), int(self._joint_stamps.min()))
+        if self._joints and self._joints[-1].stamp_ns == merged_ns:
             self._joints[-1] = sample
         else:
             self._joints.append(sample)
@@ -306,9 +319,9 @@ class ObservationBuffer:
                 return problem
             reference_ns = min(history[-1][0] for history in self._images.values())
             chosen = {key: _nearest(history, reference_ns) for key, history in self._images.items()}
-            joints_ns, positions = _nearest(self._joints, reference_ns)
+            joints = _nearest(self._joints, reference_ns)
             stamps = {self._keys[key]: stamp for key, (stamp, _) in chosen.items()}
-            stamps[self._joint_topic] = joints_ns
+            stamps[self._joint_topic] = joints.stamp_ns
             spread_ns = max(stamps.values()) - min(stamps.values())
             if spread_ns > self._sync_ns:
                 oldest = min(stamps, key=lambda topic: stamps[topic])
@@ -320,7 +333,8 @@ class ObservationBuffer:
             images = {key: image for key, (_, image) in chosen.items()}
             return Snapshot(
                 images=images,
-                positions=positions.copy(),
+                positions=joints.positions.copy(),
+                joints_ns=joints.oldest_ns,
                 stamp_ns=max(stamps.values()),
                 image_stamps_ns={key: stamp for key, (stamp, _) in chosen.items()},
             )
@@ -337,12 +351,12 @@ class ObservationBuffer:
                 stream.update(now_ns)
             if not self._joints or any(stream.problem(now_ns) for stream in self._joint_streams.values()):
                 return None
-            return self._joints[-1][1].copy()
+            return self._joints[-1].positions.copy()
 
     def joint_sample(self) -> tuple[int, np.ndarray] | None:
         """The newest joint sample, stamp and ``[joints]``, however old."""
         with self._lock:
-            return (self._joints[-1][0], self._joints[-1][1].copy()) if self._joints else None
+            return (self._joints[-1].stamp_ns, self._joints[-1].positions.copy()) if self._joints else None
 
     @property
     def slow_joints(self) -> np.ndarray:
@@ -350,11 +364,6 @@ class ObservationBuffer:
         slow = np.ones(len(self._joint_names), dtype=bool)
         slow[list(self._joint_index[self._joint_topic].values())] = False
         return slow
-
-    def joints_seen_since(self, stamp_ns: int) -> bool:
-        """Whether the newest position of every joint, whatever source it has, was measured at that time or later."""
-        with self._lock:
-            return bool((self._joint_stamps >= stamp_ns).all())
 
     def joint_velocities(self) -> np.ndarray | None:
         """Velocities ``[joints]`` by difference over ``VELOCITY_SPAN_NS`` before the newest sample, None without it.
@@ -365,8 +374,8 @@ class ObservationBuffer:
         with self._lock:
             if not self._joints:
                 return None
-            newest_ns, newest = self._joints[-1]
-            before_ns, before = _nearest(self._joints, newest_ns - VELOCITY_SPAN_NS)
+            newest_ns, newest, _ = self._joints[-1]
+            before_ns, before, _ = _nearest(self._joints, newest_ns - VELOCITY_SPAN_NS)
             span_ns = newest_ns - before_ns
             if not VELOCITY_SPAN_NS // 2 <= span_ns <= 2 * VELOCITY_SPAN_NS:
                 return None
@@ -411,5 +420,6 @@ def joint_indices(contract: RobotContract) -> dict[str, dict[str, int]]:
     return {contract.sensors.joint_states_topic: own, **others}
 
 
-def _nearest(history: deque[tuple[int, Any]], stamp_ns: int) -> tuple[int, Any]:
+def _nearest(history: deque[_Sample], stamp_ns: int) -> _Sample:
+    """Of samples that begin with their stamp."""
     return min(reversed(history), key=lambda sample: abs(sample[0] - stamp_ns))

@@ -35,6 +35,9 @@ from omega_qvla_ros.trajectory import JointTrajectory
 
 log = logging.getLogger(__name__)
 
+REST_NOTICE_NS = nanoseconds(1.0)
+"""Waiting for positions measured at rest is said after so long; sources that send at a usual rate take less."""
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -351,16 +354,26 @@ class PolicySession:
             return False
         if self.motion.braking:
             return False
-        if self.motion.plan is None and not self.buffer.joints_seen_since(self.motion.stands_since_ns):
-            return False  # a slow source may have told last where its joint was while it braked
         snapshot = self.buffer.assemble(now_ns)
         if isinstance(snapshot, NotReady) or not self.scheduler.is_due(snapshot.stamp_ns):
+            return False
+        if self.motion.plan is None and self._braked_when_measured(snapshot, now_ns):
             return False
         ticket = self.scheduler.begin(snapshot.stamp_ns)
         job = _Job(snapshot, self.instruction, self._next_seed(), self._committed(snapshot))
         return self.worker.submit(ticket, job)
 
     # Inside.
+
+    def _braked_when_measured(self, snapshot: Snapshot, now_ns: int) -> bool:
+        """Whether a position is from before the arm stood: a slow source may have told last while it braked."""
+        stands_ns = self.motion.stands_since_ns(now_ns)
+        if snapshot.joints_ns >= stands_ns:
+            return False
+        if now_ns - stands_ns > REST_NOTICE_NS:
+            text = "the arm stands, and not every joint was measured since; the policy begins when they were"
+            self.notices.set("rest", text, now_ns + EVENT_NS)
+        return True
 
     def _next_seed(self) -> int:
         self._inferences += 1

@@ -294,13 +294,17 @@ def whole(plan: Plan, joint_names: tuple[str, ...]) -> JointTrajectory:
     return JointTrajectory(joint_names, stamp_ns, _points(plan, 0, stamp_ns))
 
 
-def unstamped(plan: Plan, since_ns: int, joint_names: tuple[str, ...]) -> JointTrajectory:
-    """The knots after ``since_ns`` with stamp 0: the controller starts them on reception, from its present state.
+def unstamped(plan: Plan, now_ns: int, joint_names: tuple[str, ...], soonest_ns: int) -> JointTrajectory:
+    """What is left of a plan with stamp 0: the controller starts it on reception, from its present state.
 
-    The first ``time_from_start`` is greater than 0, because a point at 0 would be a step.
+    Args:
+        plan: The whole motion.
+        now_ns: Which time of the plan the reception is.
+        joint_names: In the plan's order.
+        soonest_ns: Knots that come so soon are left out: one that is due at once would be a step.
     """
-    first = int(np.searchsorted(plan.times_ns, since_ns, side="right"))
-    return JointTrajectory(joint_names, 0, _points(plan, first, since_ns))
+    first = int(np.searchsorted(plan.times_ns, now_ns + soonest_ns, side="right"))
+    return JointTrajectory(joint_names, 0, _points(plan, first, now_ns))
 
 
 def _points(plan: Plan, first: int, zero_ns: int) -> tuple[TrajectoryPoint, ...]:

@@ -21,6 +21,7 @@ from omega_qvla_ros.motion import HOLD_REPEATS, Motion
 from omega_qvla_ros.nodes.policy_node import PolicyNode
 from omega_qvla_ros.process_environment import free_domain_id
 from omega_qvla_ros.reference_peaks import ReferencePeaks
+from omega_qvla_ros.safety_state import State
 from omega_qvla_ros.scheduler import ChunkScheduler
 from omega_qvla_ros.trajectory import JointTrajectory
 
@@ -32,9 +33,9 @@ MAX_ACCELERATION = toy_contract().joint_limits().max_acceleration[0]
 class Line:
     """A motion, and a controller of 1 kHz that executes whatever is sent at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, horizon_steps: int = 4) -> None:
         contract = toy_contract()
-        self.scheduler = ChunkScheduler(4, 0.0, contract.period_s)
+        self.scheduler = ChunkScheduler(horizon_steps, 0.0, contract.period_s)
         binding = check_policy(contract, toy_spec())
         self.motion = Motion(contract, binding, 8, self.scheduler, MotionGuard(contract))
         self.controller = jtc.TrajectoryExecutor(NAMES, interpolate_from_desired_state=True)
@@ -42,6 +43,12 @@ class Line:
         self.peaks = ReferencePeaks(2, PERIOD_NS)
         self.now = T0
         self.sent: list[JointTrajectory] = []
+        self.largest_acceleration = 0.0
+        """Of the shoulder, as the change of its commanded velocity within 1 ms."""
+        self._velocity = 0.0
+
+    def position(self) -> np.ndarray:
+        return self.controller.sample(self.now, START, np.zeros(2))[0]
 
     def plan(self, step: float, start: float = 0.0) -> None:
         actions = ActionChunk(ramp(start, step)[:, ::-1].copy(), 0.05, 0.05)
@@ -58,7 +65,10 @@ class Line:
 
     def run(self, ms: int) -> None:
         for _ in range(ms):
-            self.peaks.sample(self.now, *self.controller.sample(self.now, START, np.zeros(2)))
+            position, velocity = self.controller.sample(self.now, START, np.zeros(2))
+            self.peaks.sample(self.now, position, velocity)
+            self.largest_acceleration = max(self.largest_acceleration, abs(velocity[0] - self._velocity) * 1e3)
+            self._velocity = float(velocity[0])
             self.now += MS
 
 
@@ -291,6 +301,103 @@ def test_shortened_plan_that_did_not_leave_is_shortened_again(line: Line) -> Non
     assert line.motion.plan.end_ns < line.now + 200 * MS
     line.run(400)
     assert line.peaks.acceleration[0] <= 1.001 * MAX_ACCELERATION
+
+
+@pytest.mark.parametrize(("horizon", "age_ms"), [(1, 70), (1, 200), (2, 120), (4, 230)])
+def test_cut_that_leaves_late_is_made_from_when_it_leaves(horizon: int, age_ms: int) -> None:
+    """The end for an older instruction, whose message took longer than the policy's horizon."""
+    line = Line(horizon)
+    for _ in range(100):
+        line.motion.dispatch.planning_s.add(0.002)
+    line.plan(0.04)
+    line.send(0)
+    old_end = line.motion.plan.positions[-1, 0]
+    line.run(50)
+    line.scheduler.new_task()
+    line.motion.shorten(line.now, horizon)
+    line.send(age_ms)
+    line.run(600)
+    assert line.largest_acceleration < 1.02 * MAX_ACCELERATION
+    assert line.position()[0] < old_end - 0.01, "it ended sooner than the old chunk"
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_cut_decided_between_two_messages_is_not_lost_in_a_stall(restart: bool) -> None:
+    """As for holds: after a stall beyond its end the arm still moves, and must not be taken for standing."""
+    line = Line(1)
+    for _ in range(100):
+        line.motion.dispatch.planning_s.add(0.002)
+    line.plan(0.04)
+    line.send(0)
+    line.run(50)
+    line.scheduler.new_task()
+    line.motion.shorten(line.now, 1)
+    line.run(200)
+    if restart:
+        line.motion.restart(line.now)
+    before = len(line.sent)
+    line.send(0)
+    assert len(line.sent) == before + 1 and not line.motion.exhausted
+    line.run(50)
+    for _ in range(12):
+        line.send(0)
+        line.run(50)
+    assert line.largest_acceleration < 1.02 * MAX_ACCELERATION
+    assert line.position()[0] < 0.31
+
+
+def test_chunk_of_the_new_task_after_such_a_stall_is_not_late() -> None:
+    line = Line(1)
+    for _ in range(100):
+        line.motion.dispatch.planning_s.add(0.002)
+    line.plan(0.04)
+    line.send(0)
+    line.run(50)
+    line.scheduler.new_task()
+    line.motion.shorten(line.now, 1)
+    line.run(200)
+    line.plan(0.0, start=0.1)
+    line.send(0)
+    assert line.motion.counters.withdrawn == 0
+    line.run(300)
+    assert line.largest_acceleration < 1.02 * MAX_ACCELERATION
+
+
+@pytest.mark.parametrize("slow_ms", [10, 20, 40, 90])
+def test_load_that_rises_and_stays_does_not_latch(slow_ms: int) -> None:
+    """Planning takes longer from one chunk to the next, and goes on like that: a machine that is still fast enough."""
+    rig = Rig()
+    rig.age_ns = 3 * MS
+    rig.run(260)
+    assert rig.session.motion.counters.withdrawn == 0
+    rig.age_ns = slow_ms * MS
+    rig.run(100)
+    assert rig.state is State.OK
+    assert 0 < rig.session.motion.counters.withdrawn <= 2
+    rig.close()
+
+
+def test_repeats_of_the_hold_after_a_clock_jump_accelerate_no_harder_than_the_first() -> None:
+    """They have stamp 0, so that the controller begins each of them when it comes, from where it is then."""
+    line = Line(4)
+    line.plan(0.09)
+    line.send(0)
+    for _ in range(5):
+        line.run(49)
+        line.plan(0.09, start=float(line.position()[0]))
+        line.send(1)
+    line.now -= 5 * 10**9
+    position, velocity = line.controller.sample(line.now + 5 * 10**9, START, np.zeros(2))
+    line.largest_acceleration = 0.0
+    line.motion.clock_jumped(line.now, position, velocity)
+    line.send(0)
+    for _ in range(HOLD_REPEATS):
+        line.run(50)
+        line.send(0)
+    line.run(200)
+    assert abs(velocity[0]) > 0.5
+    # The controller of 1 kHz takes a message up to 1 ms late, and so up to 1 ms of the motion in one step.
+    assert line.largest_acceleration < 1.1 * MAX_ACCELERATION
 
 
 class Recorder:

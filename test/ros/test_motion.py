@@ -179,6 +179,7 @@ def test_clock_that_jumps_back_holds_where_the_arm_is_with_stamp_zero() -> None:
 def test_shortened_plan_still_ends_at_rest() -> None:
     motion, scheduler = build()
     give(motion, scheduler, ramp(0.0, 0.05), T0, T0)
+    assert motion.tick(T0) is not None
     motion.shorten(T0 + 20_000_000, 2)
     message = motion.tick(T0 + 20_000_000)
     assert message is not None
@@ -190,6 +191,7 @@ def test_shortened_plan_still_ends_at_rest() -> None:
 def test_motion_shortened_before_a_limit_that_was_lowered_brakes_no_harder_than_the_contract_allows(share) -> None:
     motion, scheduler = build(blend_time_s=0.0)
     give(motion, scheduler, ramp(0.0, 0.06), T0, T0)
+    assert motion.tick(T0) is not None
     motion._guard.set_limit_scales(LimitScales(position=share))
     motion.shorten(T0 + PERIOD_NS, 4)
     message = motion.tick(T0 + PERIOD_NS)

@@ -21,8 +21,8 @@ SPEED_M_S = 0.04
 class SlowRig(Rig):
     """The finger is watched and moves; its positions come every 0.4 s."""
 
-    def __init__(self) -> None:
-        contract = toy_contract(sensors={"joint_sources": [SOURCE]})
+    def __init__(self, timeout_s: float = 1.0) -> None:
+        contract = toy_contract(sensors={"joint_sources": [SOURCE | {"timeout_s": timeout_s}]})
         shoulder, finger = contract.joints
         super().__init__(replace(contract, joints=(shoulder, replace(finger, max_tracking_error=0.03))))
         self.fed = 0
@@ -102,4 +102,56 @@ def test_clock_jump_of_an_arm_that_has_not_moved_does_not_wait_for_the_old_time(
     rig.fed = 0
     rig.run(6)
     assert rig.state is State.OK and rig.session.motion.plan is not None
+    rig.close()
+
+
+def test_motion_does_not_begin_at_a_position_that_came_after_the_joint_states(moving: SlowRig) -> None:
+    """The sample of all joints, at which a motion begins, has it with the next message of most joints only."""
+    moving.session.restart(moving.now)
+    moving.fed = 1
+    moving.now += PERIOD_NS
+    moving.tell()  # while it brakes
+    for _ in range(5):
+        moving.tick()
+    assert moving.session.motion.plan is None
+    moving.now += PERIOD_NS
+    Rig.feed(moving)
+    moving.now += 2_000_000
+    moving.tell()
+    assert not moving.session.request(moving.now + 1_000_000)
+    moving.now += PERIOD_NS - 2_000_000
+    Rig.feed(moving)
+    assert moving.session.request(moving.now)
+    moving.wait()
+    assert moving.session.collect(moving.now)
+    assert moving.session.motion.plan.positions[0, 1] == pytest.approx(moving.stands_at[1], abs=1e-6)
+
+
+def test_clock_that_steps_back_unnoticed_does_not_keep_the_arm_waiting() -> None:
+    """Without a report of a jump, the time at which the arm stood is in the future then."""
+    rig = Rig()
+    rig.run(10)
+    rig.session.restart(rig.now)
+    rig.sensors.remove("joints")
+    rig.run(12)
+    assert rig.session.motion.plan is None
+    rig.sensors.add("joints")
+    rig.now -= 600 * 10**9
+    rig.session.restart(rig.now)
+    rig.session.start(rig.now)
+    rig.run(100)
+    assert rig.session.motion.plan is not None and rig.state is State.OK
+    rig.close()
+
+
+def test_waiting_for_positions_at_rest_says_so() -> None:
+    rig = SlowRig(timeout_s=5.0)
+    rig.run(12)
+    rig.session.restart(rig.now)
+    rig.now += PERIOD_NS
+    rig.tell()  # while it brakes
+    rig.tell = lambda: None  # the source is silent from now on, and not stale yet
+    rig.run(40)
+    assert rig.session.motion.plan is None
+    assert any("not every joint was measured since" in text for text in rig.session.notices.texts)
     rig.close()
