@@ -321,9 +321,8 @@ def test_cut_that_leaves_late_is_made_from_when_it_leaves(horizon: int, age_ms: 
     assert line.position()[0] < old_end - 0.01, "it ended sooner than the old chunk"
 
 
-@pytest.mark.parametrize("restart", [False, True])
-def test_cut_decided_between_two_messages_is_not_lost_in_a_stall(restart: bool) -> None:
-    """As for holds: after a stall beyond its end the arm still moves, and must not be taken for standing."""
+def cut_in_a_stall() -> Line:
+    """An arm under way whose instruction changed between two messages, 200 ms later."""
     line = Line(1)
     for _ in range(100):
         line.motion.dispatch.planning_s.add(0.002)
@@ -333,6 +332,13 @@ def test_cut_decided_between_two_messages_is_not_lost_in_a_stall(restart: bool) 
     line.scheduler.new_task()
     line.motion.shorten(line.now, 1)
     line.run(200)
+    return line
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_cut_decided_between_two_messages_is_not_lost_in_a_stall(restart: bool) -> None:
+    """As for holds: after a stall beyond its end the arm still moves, and must not be taken for standing."""
+    line = cut_in_a_stall()
     if restart:
         line.motion.restart(line.now)
     before = len(line.sent)
@@ -347,15 +353,7 @@ def test_cut_decided_between_two_messages_is_not_lost_in_a_stall(restart: bool) 
 
 
 def test_chunk_of_the_new_task_after_such_a_stall_is_not_late() -> None:
-    line = Line(1)
-    for _ in range(100):
-        line.motion.dispatch.planning_s.add(0.002)
-    line.plan(0.04)
-    line.send(0)
-    line.run(50)
-    line.scheduler.new_task()
-    line.motion.shorten(line.now, 1)
-    line.run(200)
+    line = cut_in_a_stall()
     line.plan(0.0, start=0.1)
     line.send(0)
     assert line.motion.counters.withdrawn == 0
