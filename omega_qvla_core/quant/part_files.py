@@ -21,6 +21,7 @@ from torch import Tensor
 
 from omega_qvla_core.errors import PackError
 from omega_qvla_core.strict_json import write_json
+from omega_qvla_core.whole_file import write_whole
 
 STATE_FILE = "state.json"
 
@@ -62,9 +63,7 @@ def claim_folder(folder: Path, state: Mapping[str, Any]) -> None:
         return
     if next(folder.glob("*.safetensors"), None) is not None:
         raise PackError(f"{folder} holds units and no {STATE_FILE} that tells what of; delete it and run again")
-    partial = path.with_suffix(".partial")
-    write_json(partial, state)
-    partial.replace(path)
+    write_whole(path, lambda partial: write_json(partial, state))
 
 
 def remove_folder(folder: Path) -> None:
@@ -77,11 +76,13 @@ def remove_folder(folder: Path) -> None:
 
 def write_unit(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
     """Write one unit; it is on the disk before it has its name."""
-    partial = path.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"info": json.dumps(info)})
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+
+    def write(partial: Path) -> None:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"info": json.dumps(info)})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+
+    write_whole(path, write)
 
 
 def read_info(path: Path) -> dict[str, Any] | None:
@@ -132,15 +133,17 @@ def merge_units(paths: Sequence[Path], target: Path, metadata: Mapping[str, str]
         offset += place.size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)
-    partial = target.with_name(target.name + ".partial")
-    with partial.open("wb") as out:
-        out.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
-        for name in order:
-            for chunk in _chunks(places[name]):
-                out.write(chunk)
-        out.flush()
-        os.fsync(out.fileno())
-    partial.replace(target)
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as out:
+            out.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
+            for name in order:
+                for chunk in _chunks(places[name]):
+                    out.write(chunk)
+            out.flush()
+            os.fsync(out.fileno())
+
+    write_whole(target, write)
 
 
 def _content_hash(places: Mapping[str, _Place]) -> str:

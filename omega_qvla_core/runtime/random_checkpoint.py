@@ -16,6 +16,7 @@ from omega_qvla_core.models.pi05_config import Pi05Config
 from omega_qvla_core.policy_types import CameraSpec
 from omega_qvla_core.quant.memory import meta_model
 from omega_qvla_core.runtime.random_policy import HORIZON, random_policy
+from omega_qvla_core.whole_file import write_whole
 
 _CHUNK = 1 << 24
 
@@ -43,21 +44,22 @@ def write_random_checkpoint(
     description = replace(base, name="random", model=config, policy=replace(base.policy, cameras=cameras))
     write_description(description, folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in meta_model(config).state_dict().items()}
-    path = folder / SINGLE_FILE
-    partial = path.with_name(path.name + ".partial")
-    generator = torch.Generator().manual_seed(seed)
-    with partial.open("wb") as file:
-        file.write(_header(shapes))
-        for index, (name, shape) in enumerate(shapes.items()):
-            if progress is not None:
-                progress(index, len(shapes), name)
-            std, left = shape[-1] ** -0.5, math.prod(shape)
-            while left:
-                count = min(left, _CHUNK)
-                values = (torch.randn(count, generator=generator) * std).bfloat16()
-                file.write(values.view(torch.uint8).numpy().data)
-                left -= count
-    partial.replace(path)
+    path, generator = folder / SINGLE_FILE, torch.Generator().manual_seed(seed)
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            file.write(_header(shapes))
+            for index, (name, shape) in enumerate(shapes.items()):
+                if progress is not None:
+                    progress(index, len(shapes), name)
+                std, left = shape[-1] ** -0.5, math.prod(shape)
+                while left:
+                    count = min(left, _CHUNK)
+                    values = (torch.randn(count, generator=generator) * std).bfloat16()
+                    file.write(values.view(torch.uint8).numpy().data)
+                    left -= count
+
+    write_whole(path, write)
     return path
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from omega_qvla_core.errors import CheckpointError
 from omega_qvla_core.train.config import TrainConfig
+from omega_qvla_core.whole_file import write_whole
 
 FORMAT = "omega-qvla-train-state-1"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -32,9 +33,8 @@ def save_state(
             if moment in optimizer.state[parameter]:
                 tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
     metadata = {"format": FORMAT, "step": str(step), "config": json.dumps(asdict(config))}
-    temporary = path.with_suffix(".partial")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
-    temporary.replace(path)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_whole(path, lambda partial: save_file(tensors, partial, metadata))
 
 
 def load_state(

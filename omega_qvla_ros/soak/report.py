@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from omega_qvla_core.whole_file import write_whole
+
 WARM_UP_SHARE = 0.2
 """Part of a run that does not count for memory growth: allocators and caches fill up."""
 MAX_GROWTH = 0.01
@@ -86,9 +88,8 @@ class SoakFigures:
 
     def write(self, path: Path) -> None:
         """Replace the file in one step, so that an interrupted run leaves the last whole one."""
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps({**asdict(self), "violations": self.violations()}, indent=1) + "\n", encoding="utf-8")
-        new.replace(path)
+        text = json.dumps({**asdict(self), "violations": self.violations()}, indent=1) + "\n"
+        write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
     @classmethod
     def read(cls, path: Path) -> SoakFigures:

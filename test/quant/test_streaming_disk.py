@@ -119,7 +119,7 @@ def test_a_killed_run_goes_on_where_it_was(checkpoint, tmp_path):
     done = {path: path.stat().st_mtime_ns for path in (out / "units").glob("*.safetensors")}
     assert len(done) == 5
     # What a kill in the middle of a write leaves, and a file that was cut off.
-    (out / "units" / "00005.partial").write_bytes(b"half")
+    (out / "units" / "00005.safetensors.partial").write_bytes(b"half")
     cut = sorted(done)[4]
     cut.write_bytes(cut.read_bytes()[:100])
     seen = []

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from omega_qvla_core.envs.tabletop.seeds import DEMONSTRATIONS
 from omega_qvla_core.envs.tabletop.tasks import TASKS, Task
 from omega_qvla_core.errors import ConfigError
 from omega_qvla_core.processing.images import resize_area
+from omega_qvla_core.whole_file import write_whole
 
 _LOG = logging.getLogger(__name__)
 
@@ -309,9 +309,7 @@ def _make_shard(job: _Job) -> dict:
         "episode_tasks": [str(episode.task) for episode in kept],
         "instructions": [episode.instruction for episode in kept],
     }
-    partial = job.path.with_suffix(".partial")
-    save_file(arrays, str(partial), metadata={"shard": json.dumps(header)})
-    os.replace(partial, job.path)
+    write_whole(job.path, lambda partial: save_file(arrays, partial, metadata={"shard": json.dumps(header)}))
     return header
 
 
