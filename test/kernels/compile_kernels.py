@@ -96,7 +96,8 @@ def cases(target, capability):
             floats,
         ),
     ):
-        warps = target.small_warps if changes["EPILOGUE"] == small_gemm.PARTIAL and "TILES" not in changes else 4
+        narrow = changes["EPILOGUE"] == small_gemm.PARTIAL and "TILES" not in changes and pointers is codes
+        warps = target.small_warps if narrow else 4
         yield f"small_gemm {name}", small_gemm.small_gemm, small | changes, pointers, warps
     for name, blocks, changes, pointers in (
         ("int8", target.wide, {}, codes),
