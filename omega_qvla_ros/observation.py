@@ -88,6 +88,9 @@ class ObservationBuffer:
         self._joint_names = contract.joint_names
         self._joint_topic = sensors.joint_states_topic
         self._joint_index = joint_indices(contract)
+        self.slow_joints = np.ones(len(self._joint_names), dtype=bool)
+        """``[joints]``: those of other sources than ``joint_states_topic``, whose speed is not known."""
+        self.slow_joints[list(self._joint_index[self._joint_topic].values())] = False
         self._joint_timeouts_ns = {source.topic: nanoseconds(source.timeout_s) for source in sensors.joint_sources}
         self._sync_ns = nanoseconds(sensors.sync_tolerance_s)
         self._max_future_ns = nanoseconds(sensors.max_future_stamp_s)
@@ -357,13 +360,6 @@ class ObservationBuffer:
         """The newest joint sample, stamp and ``[joints]``, however old."""
         with self._lock:
             return (self._joints[-1].stamp_ns, self._joints[-1].positions.copy()) if self._joints else None
-
-    @property
-    def slow_joints(self) -> np.ndarray:
-        """bool ``[joints]``: those of other sources than ``joint_states_topic``, whose speed is not known."""
-        slow = np.ones(len(self._joint_names), dtype=bool)
-        slow[list(self._joint_index[self._joint_topic].values())] = False
-        return slow
 
     def joint_velocities(self) -> np.ndarray | None:
         """Velocities ``[joints]`` by difference over ``VELOCITY_SPAN_NS`` before the newest sample, None without it.

@@ -319,13 +319,15 @@ class PolicySession:
 
     def in_time(self, message: JointTrajectory, now_ns: int, age_ns: int) -> JointTrajectory | None:
         """The last look before a message leaves; see ``Motion.in_time``."""
+        if not self._chunk_leaves:
+            return self.motion.in_time(message, now_ns, age_ns)
         withdrawn, expected_ns = self.motion.counters.withdrawn, self.motion.dispatch.allowance_ns(holding=False)
         leaving = self.motion.in_time(message, now_ns, age_ns)
         if self.motion.counters.withdrawn > withdrawn:
             text = f"a motion was withdrawn, {age_ns / 1e6:.0f} ms after its time was read: the processor is too busy"
             self.notices.set("late", text, now_ns + EVENT_NS)
             self.judge.withdrawn(age_ns, expected_ns, nanoseconds(self.contract.chunk.switch_lead_s))
-        elif self._chunk_leaves and not self.motion.holding:
+        elif not self.motion.holding:
             self.judge.left()
         self._chunk_leaves = False
         return leaving
