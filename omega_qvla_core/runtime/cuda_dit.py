@@ -171,13 +171,14 @@ class CudaDit:
         """``v(x_t)`` into the velocity buffer; ``x_t`` is float32 ``[H, action_dim]``."""
         embodiment = self.embodiment
         encoder = embodiment.encoder[step]
+        # Here, and not just before the first norm: that reads x before the kernel before it has ended.
+        x = work.buffer("dit x", *seen.tokens.shape, dtype=torch.float32)
+        x.copy_(seen.tokens)
         noisy = encoder.first.operand(work, "noisy", self.actions)
         noisy.values[: self.actions, : self.action_dim].copy_(x_t)
         # Rows after the actions are zeros in the operand, and what is added to the other tokens with it.
         hidden = encoder(work, noisy, self.actions, step, room=self.tokens)
         parts = embodiment.action.parts(work, "action shares", hidden)
-        x = work.buffer("dit x", *seen.tokens.shape, dtype=torch.float32)
-        x.copy_(seen.tokens)
         for block, context in zip(self._blocks, seen.contexts):
             parts = self._run_block(work, block, x, parts, step, seen, context)
         final = embodiment.decoder.first.operand(work, "dit final", self.actions)
@@ -208,11 +209,10 @@ class CudaDit:
     def _attend(
         self, work: Workspace, block: _Block, queries: Tensor, k: Tensor, v: Tensor, keys: Tensor, step: int
     ) -> Operand:
-        heads, tokens, blocks = self.heads, self.tokens, self._tuned.shared_attention
+        heads, tokens = self.heads, self.tokens
         shares = work.shares("dit", k.shape[0], tokens, heads.count, heads.dim)
         attend(
-            queries, k, v, keys, shares, heads, tokens, block_rows=blocks.rows, block_keys=blocks.keys,
-            warps=blocks.warps, stages=blocks.stages, early=self._tuned.early,
+            queries, k, v, keys, shares, heads, tokens, blocks=self._tuned.shared_attention, early=self._tuned.early,
         )  # fmt: skip
         mixed, site = block.out.operand(work, "dit mixed", tokens), block.out.input
         merge(
@@ -226,7 +226,7 @@ class CudaDit:
     ) -> None:  # fmt: skip
         norm(
             x, out.values, out.scales, coding, kind=rows.LAYER_NORM, eps=eps, mul=factors.mul, add=factors.add,
-            parts=parts, tokens=tokens, width=self.width, early=self._tuned.early,
+            parts=parts, tokens=tokens, width=self.width, settled=True, early=self._tuned.early,
         )  # fmt: skip
 
 

@@ -146,11 +146,11 @@ class _Adapter:
         return adapted if pending is None else adapted.add_(pending[: self.width])
 
     def _attention(self, work: Workspace, qkv: Tensor, keys: Tensor) -> Tensor:
-        tokens, width, blocks = qkv.shape[0], self.width, self._tuned.attention
+        tokens, width = qkv.shape[0], self.width
         mixed = work.buffer("adapter attention", tokens, width)
         attend(
             qkv, qkv[:, width:], qkv[:, 2 * width :], keys, mixed, self._heads, tokens, most_keys=tokens,
-            block_rows=blocks.rows, block_keys=blocks.keys, warps=blocks.warps, stages=blocks.stages,
+            blocks=self._tuned.attention,
         )  # fmt: skip
         return mixed
 

@@ -138,17 +138,26 @@ class LargeProduct:
         return plain, self.weight.bias
 
     def __call__(self, operand: Operand, out: Tensor, activation: int = 0, residual: Tensor | None = None) -> Tensor:
-        weight = self.weight
-        if self.coding.mode == rows.FLOATS and self._by_library(operand, out, activation, residual):
-            return out
-        large_linear(operand.values, operand.scales, weight, out, activation, residual, self._blocks(out.shape[0]))
+        blocks = self._added(operand, out, residual)
+        if blocks is None:
+            if self.coding.mode == rows.FLOATS and self._by_library(operand, out, activation, residual):
+                return out
+            blocks = self._blocks(out.shape[0])
+        large_linear(operand.values, operand.scales, self.weight, out, activation, residual, blocks)
         return out
+
+    def _added(self, operand: Operand, out: Tensor, residual: Tensor | None) -> Blocks | None:
+        """Blocks of a floating product with a residual that is faster here than in cuBLAS; else None."""
+        weight = self.weight
+        if self.coding.mode != rows.FLOATS or residual is None or weight.gated or out.dtype != operand.values.dtype:
+            return None
+        return self._tuned.added(out.shape[0], weight.outputs, weight.columns)
 
     def _blocks(self, tokens: int) -> Blocks:
         weight, tuned = self.weight, self._tuned
         if weight.bits == FLOAT_BITS:
-            return tuned.floats_gated if weight.gate_rows else tuned.floats
-        return tuned.gated if weight.gate_rows else tuned.int8(tokens, weight.outputs, weight.columns)
+            return tuned.floats_gated if weight.gated else tuned.floats
+        return tuned.gated(tokens) if weight.gated else tuned.int8(tokens, weight.outputs)
 
     def _by_library(self, operand: Operand, out: Tensor, activation: int, residual: Tensor | None) -> bool:
         """Let cuBLAS do what it does in one call, and faster than a kernel of ours; whether it did."""
@@ -159,7 +168,7 @@ class LargeProduct:
         width = min(out.shape[1], weight.rows.shape[0])
         matrix, target = weight.rows[:width].t(), out[:, :width]
         bias = None if self._bias is None else self._bias[:width]
-        if not x.is_cuda or mixed or weight.gate_rows or (residual is not None and bias is not None):
+        if not x.is_cuda or mixed or weight.gated or (residual is not None and bias is not None):
             return False
         if activation == large_gemm.GELU and bias is not None:
             torch._addmm_activation(bias, x, matrix, use_gelu=True, out=target)
@@ -203,10 +212,12 @@ class SmallProduct:
         """Room for its input."""
         return work.operand(name, padded_tokens(tokens), self.weight, self.input.coding(0))
 
-    def parts(self, work: Workspace, name: str, operand: Operand) -> Tensor:
-        """The product in shares of K, float32 ``[S, T padded, O padded]``."""
+    def parts(self, work: Workspace, name: str, operand: Operand, most: int | None = None) -> Tensor:
+        """The product in shares of K, at most that many: float32 ``[S, T padded, O padded]``."""
         tokens = operand.values.shape[0]
         count, columns = shares(self.weight, whole=True), self.weight.tiles.shape[0] * BLOCK_OUT
+        if most is not None:
+            count = min(count, most)
         out = work.buffer(name, count, tokens, columns, dtype=torch.float32)
         self._run(operand, out, small_gemm.PARTIAL)
         return out
@@ -231,7 +242,7 @@ class SmallProduct:
     def _run(self, operand: Operand, out: Tensor, epilogue: int, **more: object) -> None:
         small_linear(
             operand.values, operand.scales, self.weight, out, epilogue, stages=self._tuned.small_stages,
-            warps=self._tuned.small_warps, early=self.early, **more,
+            early=self.early, **more,
         )  # fmt: skip
 
 

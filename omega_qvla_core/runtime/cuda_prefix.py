@@ -108,10 +108,9 @@ class CudaPrefix:
                 return
             rotate_heads(qkv, qkv, cache, cache[:, kv:], cos, sin, heads, tokens, layer.heads_norm, self.eps)
             mixed = work.buffer("prefix mixed", tokens, heads.count * heads.dim)
-            blocks = self.tuned.attention
             attend(
                 qkv, cache, cache[:, kv:], keys, mixed, heads, tokens, causal=self._causal, most_keys=tokens,
-                block_rows=blocks.rows, block_keys=blocks.keys, warps=blocks.warps, stages=blocks.stages,
+                blocks=self.tuned.attention,
             )  # fmt: skip
             layer.out(layer.out.coded(work, "prefix mixed", mixed), x, residual=x)
             normed = layer.gate_up.normed(work, "prefix in", x, rows.RMS_NORM, self.eps, layer.norm2)

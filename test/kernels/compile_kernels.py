@@ -23,11 +23,12 @@ from omega_qvla_core.kernels.triton_kernels.tuning import tuning
 POINTERS = {"keys_ptr": "*i32", "counter_ptr": "*i32"}
 FLOAT_ARGUMENTS = ("eps", "scale")
 # Sizes and strides that the engines keep at multiples of 16.
-ALIGNED = re.compile(r"(_ptr|stride|outputs|width|padded|gate_rows)$")
+ALIGNED = re.compile(r"(stride|outputs|width|padded|w_rows)$")
 
 EXPERT_NORM = {
     "BLOCKS": 16,
     "HAS_X": True,
+    "SETTLED": True,
     "PARTS": 8,
     "GATED": True,
     "NORM": 1,
@@ -51,6 +52,9 @@ SMALL = {
     "ACTIVATION": 0,
     "NATIVE": True,
     "SHARES": 1,
+    "HELD": False,
+    "TOGETHER": 1,
+    "AHEAD": False,
     "EARLY": False,
 }
 
@@ -62,7 +66,10 @@ def cases(target, capability):
     small = SMALL | {"STAGES": target.small_stages, "EARLY": target.early}
     for name, changes, pointers in (
         ("partial int4", {"EPILOGUE": 1}, codes),
-        ("partial int4 of two tiles", {"EPILOGUE": 1, "TILES": 2, "UNITS": 8}, codes),
+        ("partial int4 held", {"EPILOGUE": 1, "HELD": True}, codes),
+        ("partial int8 held", {"EPILOGUE": 1, "HELD": True, "BITS": 8}, codes),
+        ("partial int4 ahead", {"EPILOGUE": 1, "UNITS": 8, "TOGETHER": 2, "AHEAD": True}, codes),
+        ("partial int4 of two tiles", {"EPILOGUE": 1, "TILES": 2, "UNITS": 8, "TOGETHER": 2}, codes),
         ("partial int4 byte by byte", {"EPILOGUE": 1, "NATIVE": False}, codes),
         ("joined int4", {"EPILOGUE": 0, "SHARES": 4}, codes | half),
         (
@@ -95,50 +102,64 @@ def cases(target, capability):
             {"EPILOGUE": 1, "UNIT": 6, "UNITS": 1, "GROUPS": 1, "BITS": 16, "SCALED": False, "HAS_BIAS": True},
             floats,
         ),
+        (
+            "partial floats held",
+            {"EPILOGUE": 1, "UNIT": 4, "UNITS": 1, "GROUPS": 1, "BITS": 16, "SCALED": False, "HELD": True},
+            floats,
+        ),
     ):
-        narrow = changes["EPILOGUE"] == small_gemm.PARTIAL and "TILES" not in changes and pointers is codes
-        warps = target.small_warps if narrow else 4
-        yield f"small_gemm {name}", small_gemm.small_gemm, small | changes, pointers, warps
-    for name, blocks, changes, pointers in (
-        ("int8", target.wide, {}, codes),
-        ("int8 even", target.even, {"HAS_RESIDUAL": True}, codes),
-        ("int8 short", target.short, {"HAS_BIAS": True, "ACTIVATION": 1}, codes),
-        ("int8 narrow", target.narrow, {"HAS_RESIDUAL": True}, codes),
-        ("int8 ragged", target.ragged, {}, codes),
-        ("int8 gated", target.gated, {"ACTIVATION": 2}, codes),
-        ("floats", target.floats, {"BITS": 16, "SCALED": False, "HAS_RESIDUAL": True}, floats),
-        ("floats gated", target.floats_gated, {"BITS": 16, "SCALED": False, "ACTIVATION": 2}, floats),
-        ("int8 gated silu", target.gated, {"ACTIVATION": 3}, codes),
+        yield f"small_gemm {name}", small_gemm.small_gemm, small | changes, pointers, 8 if "TILES" in changes else 4
+    many = {f"int8 {index}": one.blocks for index, one in enumerate(target.plain)}
+    residual = {"HAS_RESIDUAL": True}
+    for name, blocks, changes, kind, pointers in (
+        *((name, blocks, {}, "i8", half) for name, blocks in many.items()),
+        *((f"{name} added", blocks, residual, "i8", half) for name, blocks in many.items()),
+        ("int8 activated", target.plain[-1].blocks, {"HAS_BIAS": True, "ACTIVATION": 1}, "i8", half),
+        ("int8 gated", target.wide_gated, {"ACTIVATION": 2}, "i8", half),
+        ("int8 narrow gated", target.narrow_gated, {"ACTIVATION": 2}, "i8", half),
+        ("int8 gated silu", target.wide_gated, {"ACTIVATION": 3}, "i8", half),
+        ("floats", target.floats, {"BITS": 16, "SCALED": False, "HAS_RESIDUAL": True}, "bf16", half),
+        ("floats added", target.floats_added, {"BITS": 16, "SCALED": False, "HAS_RESIDUAL": True}, "bf16", half),
+        ("floats gated", target.floats_gated, {"BITS": 16, "SCALED": False, "ACTIVATION": 2}, "bf16", half),
         # GR00T's adapter, whose rows are float32.
         (
             "floats into float32",
             target.floats,
             {"BITS": 16, "SCALED": False, "HAS_BIAS": True, "HAS_RESIDUAL": True},
-            floats | {"out_ptr": "*fp32", "residual_ptr": "*fp32"},
+            "bf16",
+            {"out_ptr": "*fp32", "residual_ptr": "*fp32"},
         ),
     ):
+        if blocks is None:
+            continue
         sizes = {
             "BLOCK_TOKENS": blocks.tokens,
             "BLOCK_OUT": blocks.out,
             "BLOCK_IN": blocks.inner,
             "SWIZZLE": blocks.swizzle,
+            "DESCRIBED": blocks.described,
+            "RESIDENT": blocks.resident > 0,
         }
         plain = {"BITS": 8, "GROUPED": False, "SCALED": True, "ACTIVATION": 0, "HAS_BIAS": False, "HAS_RESIDUAL": False}
         constants = plain | changes | sizes | {"STAGES": blocks.stages}
-        pointers = half | {"residual_ptr": "*bf16"} | pointers
+        pointers = {"residual_ptr": "*bf16"} | pointers
+        pointers |= {
+            name: f"tensordesc<{kind}[{rows_}, {blocks.inner}]>" if blocks.described else f"*{kind}"
+            for name, rows_ in (("x", blocks.tokens), ("w", blocks.out))
+        }
         yield f"large_gemm {name}", large_gemm.large_gemm, constants, pointers, blocks.warps
-    # Query heads per key head, half of a head; the last three are GR00T's language tower, adapter and transformer.
-    for name, blocks, (heads, half_dim), split, suffix, causal in (
-        ("whole", target.attention, (8, 128), False, False, False),
-        ("shares", target.shared_attention, (8, 128), True, True, False),
-        ("causal", target.attention, (2, 64), False, False, True),
-        ("of one query head", target.attention, (1, 32), False, False, False),
-        ("shares of odd heads", target.shared_attention, (1, 24), True, False, False),
+    # Query heads per key head, columns of a head; the last three are GR00T's language tower, adapter and transformer.
+    for name, blocks, (heads, dim), split, suffix, causal in (
+        ("whole", target.attention, (8, 256), False, False, False),
+        ("shares", target.shared_attention, (8, 256), True, True, False),
+        ("causal", target.attention, (2, 128), False, False, True),
+        ("of one query head", target.attention, (1, 64), False, False, False),
+        ("shares of odd heads", target.shared_attention, (1, 48), True, False, False),
     ):
         constants = {
             "QUERY_HEADS": heads,
-            "HALF_DIM": half_dim,
-            "HALF_BLOCK": 1 << (half_dim - 1).bit_length(),
+            "DIM": dim,
+            "DIM_BLOCK": 1 << (dim - 1).bit_length(),
             "BLOCK_ROWS": blocks.rows,
             "BLOCK_KEYS": blocks.keys,
             "SUFFIX": suffix,
@@ -146,8 +167,10 @@ def cases(target, capability):
             "SPLIT": split,
             "EARLY": target.early and split,
             "STAGES": blocks.stages,
+            "DESCRIBED": blocks.described,
         }
-        pointers = {"q_ptr": "*bf16", "k_ptr": "*bf16", "v_ptr": "*bf16", "out_ptr": "*fp32" if split else "*bf16"}
+        box = f"tensordesc<bf16[{blocks.keys}, {constants['DIM_BLOCK']}]>" if blocks.described else "*bf16"
+        pointers = {"q_ptr": "*bf16", "k": box, "v": box, "out_ptr": "*fp32" if split else "*bf16"}
         yield f"attention {name}", attention.attention, constants, pointers, blocks.warps
     turn = {"Q_HEADS": 16, "KV_HEADS": 8, "HEADS": 32, "NORM": True, "PARTS": 1}
     turn |= {"HALF_DIM": 64, "HALF_BLOCK": 64, "EARLY": False}
@@ -203,9 +226,13 @@ def compile_one(kernel, constants, pointers, warps, capability):
     signature = {name: "constexpr" for name in constants}
     for name in names:
         if name not in constants:
-            kind = (pointers | POINTERS).get(name, "*fp32") if name.endswith("_ptr") else "i32"
+            kind = (pointers | POINTERS).get(name, "*fp32" if name.endswith("_ptr") else "i32")
             signature[name] = "fp32" if name in FLOAT_ARGUMENTS else kind
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n not in constants and ALIGNED.search(n)}
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(names)
+        if name not in constants and (ALIGNED.search(name) or signature[name].startswith("*"))
+    }
     places = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, {name: signature[name] for name in names}, constexprs=places, attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})

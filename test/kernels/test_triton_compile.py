@@ -48,7 +48,8 @@ def test_triton_kernels_compile_ahead_of_time(capability, compilations):
     done = compilations[capability].result()
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = {one["name"]: one for one in map(json.loads, done.stdout.splitlines())}
-    assert len(kernels) == 36
+    # An H100 has one more way for int8 products, with and without a residual, and one for floating ones.
+    assert len(kernels) == (44 if capability == 90 else 41)
     for name, one in kernels.items():
         assert one["shared"] <= SHARED_BYTES[divmod(capability, 10)], name
         # More than a few words of stack mean registers that were spilled to memory again and again.

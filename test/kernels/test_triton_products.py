@@ -73,6 +73,52 @@ def test_triton_programs_of_two_tiles_write_the_shares_that_programs_of_one_do(m
     assert torch.equal(shared[0], shared[1])
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_triton_ways_through_a_share_give_the_same_bits(bits, monkeypatch):
+    """Tiles held in registers, groups two at a time with scales ahead or not, one tile of rows or two."""
+    tokens = launch.MOST_SMALL_TOKENS
+    weight, codes = random_weight(256, 512, 64, bits), random_codes(tokens, 512, bits)
+    prepared, scales = small_weight(weight), scales_of(8, tokens)
+    found = []
+    for way in (
+        launch._Way(),
+        launch._Way(tiles=2),
+        launch._Way(held=True),
+        launch._Way(together=2),
+        launch._Way(tiles=2, together=2, warps=8),
+    ):
+        out = torch.zeros(2, tokens, 256, device=DEVICE)
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, "_way", lambda *_, way=way: way)
+            small_linear(codes, scales, prepared, out, small_gemm.PARTIAL)
+        found.append(out)
+    assert largest_difference(found[0].sum(dim=0), expected_product(codes, scales, weight)) < 1e-6
+    assert all(torch.equal(one, found[0]) for one in found[1:])
+
+
+def test_triton_products_in_shares_go_the_way_that_suits_their_sizes():
+    """As measured on an H100: the expert of Pi 0.5 for 50 and for 10 tokens."""
+    way = {}
+    for name, (outputs, columns, count) in {
+        "out": (1024, 2048, 8),
+        "gate and up": (8192, 1024, 2),
+        "down": (1024, 4096, 8),
+    }.items():
+        weight = small_weight(random_weight(outputs, columns, 64))
+        assert launch.shares(weight, whole=True) == count
+        units = columns // 64 // count
+        way[name] = [launch._way(weight, small_gemm.PARTIAL, count, 1, units, tokens) for tokens in (64, 16)]
+    assert way["out"] == [launch._Way(together=2), launch._Way(held=True)]
+    assert way["gate and up"] == [launch._Way(tiles=2, together=2, warps=8), launch._Way(tiles=2)]
+    assert way["down"] == [launch._Way(together=2), launch._Way()]
+
+
+def test_triton_large_rows_must_be_in_reach_of_32_bits():
+    launch.require_addressable(torch.empty(2**10, 2**15, device="meta"))
+    with pytest.raises(ValueError, match="65536 rows, 32768 numbers apart"):
+        launch.require_addressable(torch.empty(2**16, 2**15, device="meta"))
+
+
 def test_triton_float_weight_is_a_plain_product_with_bias():
     weight, bias, x = random_floats(70, 100), random_floats(70, seed=5), random_floats(TOKENS, 128, seed=1)
     x[:, 100:] = 0
@@ -119,10 +165,14 @@ def test_triton_small_weight_takes_half_a_byte_per_code():
 
 
 LARGE = Blocks(tokens=32, out=32, inner=64, warps=4)
+# Programs that read through descriptors and take several tiles in turn.
+TURNS = Blocks(tokens=32, out=32, inner=64, warps=4, resident=1, described=True)
+EITHER = pytest.mark.parametrize("blocks", [LARGE, TURNS], ids=["pointers", "descriptors"])
 
 
+@EITHER
 @pytest.mark.parametrize("case", ["rows", "groups", "int4", "int4 groups"])
-def test_triton_product_for_many_tokens(case):
+def test_triton_product_for_many_tokens(case, blocks):
     tokens, outputs, columns = 70, 50, 200
     group = columns if case in ("rows", "int4") else 64
     weight, codes = random_weight(outputs, columns, group), random_codes(tokens, columns)
@@ -131,7 +181,7 @@ def test_triton_product_for_many_tokens(case):
     scales = scales_of(prepared.groups, tokens)
     padded = F.pad(codes, (0, prepared.columns - columns))
     out = torch.zeros(tokens, outputs, device=DEVICE)
-    large_linear(padded, scales, prepared, out, blocks=LARGE)
+    large_linear(padded, scales, prepared, out, blocks=blocks)
     per_group = scales if prepared.groups > 1 else scales.expand(weight.scales.shape[1], -1)
     wide = F.pad(codes, (0, -columns % group))
     spread = per_group.t().double().repeat_interleave(group, dim=1)
@@ -139,8 +189,9 @@ def test_triton_product_for_many_tokens(case):
     assert largest_difference(out, expected) < 1e-6
 
 
+@EITHER
 @pytest.mark.parametrize("bits", [8, 16], ids=["int8", "floats"])
-def test_triton_many_tokens_with_gate_bias_and_residual(bits):
+def test_triton_many_tokens_with_gate_bias_and_residual(bits, blocks):
     tokens, outputs, columns = 40, 48, 128
     weight, codes = random_weight(2 * outputs, columns, columns, 8), random_codes(tokens, columns, 8)
     scales, bias = scales_of(1, tokens), random_floats(outputs, seed=6)
@@ -150,22 +201,23 @@ def test_triton_many_tokens_with_gate_bias_and_residual(bits):
     matrix = weight.codes.float() * 2.0**-8
     plain = GroupedWeight(weight.codes, torch.full_like(weight.scales, 2.0**-8), columns, 8, 8)
     gated = large_weight(plain, gated=True) if bits == 8 else large_float_weight(matrix, gated=True, dtype=FLOAT)
-    large_linear(x, used, gated, out, large_gemm.GATED_SILU, residual, LARGE)
+    large_linear(x, used, gated, out, large_gemm.GATED_SILU, residual, blocks)
     gate, up = expected_product(codes, used, plain).chunk(2, dim=1)
     assert largest_difference(out, F.silu(gate) * up + residual) < 1e-4
     half = GroupedWeight(plain.codes[:outputs], plain.scales[:outputs], columns, 8, 8)
     one = large_weight(half, bias) if bits == 8 else large_float_weight(matrix[:outputs], bias, dtype=FLOAT)
-    large_linear(x, used, one, out, large_gemm.GELU, None, LARGE)
+    large_linear(x, used, one, out, large_gemm.GELU, None, blocks)
     gate = expected_product(codes, used, half) + bias
     assert largest_difference(out, F.gelu(gate, approximate="tanh")) < 1e-4
 
 
-def test_triton_many_tokens_add_a_floating_product_to_float32_rows_in_place():
+@EITHER
+def test_triton_many_tokens_add_a_floating_product_to_float32_rows_in_place(blocks):
     weight, bias = random_floats(50, 100), random_floats(50, seed=5)
     x, rows = random_floats(37, 128, seed=1).to(FLOAT), random_floats(37, 50, seed=2)
     x[:, 100:] = 0
     expected = rows.double() + x[:, :100].double() @ weight.to(FLOAT).double().t() + bias.double()
-    large_linear(x, None, large_float_weight(weight, bias, dtype=FLOAT), rows, residual=rows, blocks=LARGE)
+    large_linear(x, None, large_float_weight(weight, bias, dtype=FLOAT), rows, residual=rows, blocks=blocks)
     assert rows.dtype == torch.float32 and largest_difference(rows, expected) < 1e-5
 
 

@@ -13,6 +13,7 @@ from triton_cases import DEVICE, FLOAT, ROTATION_RELATIVE, largest_difference, r
 from omega_qvla_core.kernels.triton_kernels import numerics, rows
 from omega_qvla_core.kernels.triton_kernels.coding import Coding, hadamard_tail
 from omega_qvla_core.kernels.triton_kernels.launch_rows import (
+    AttentionBlocks,
     Heads,
     Shares,
     activate,
@@ -97,6 +98,10 @@ def test_triton_norm_adds_the_shares_of_the_product_and_modulates(kind):
 
 
 HEADS = [Heads(8, 1, 64), Heads(4, 2, 32), Heads(2, 2, 48)]
+# Descriptors read past the last key, where numbers must be finite.
+READS = pytest.mark.parametrize(
+    ("described", "unused"), [(False, float("nan")), (True, 3e4)], ids=["pointers", "descriptors"]
+)
 
 
 def expected_attention(q, k, v, heads, visible=None):
@@ -116,28 +121,30 @@ def expected_attention(q, k, v, heads, visible=None):
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("causal", [False, True])
-def test_triton_attention_sees_the_keys_that_are_there(heads, causal):
+@READS
+def test_triton_attention_sees_the_keys_that_are_there(heads, causal, described, unused):
     tokens = keys = 21
     q = random_floats(tokens, heads.count * heads.dim).to(FLOAT)
     room = 40
     k, v = (random_floats(room, heads.kv * heads.dim, seed=seed).to(FLOAT) for seed in (1, 2))
-    k[keys:], v[keys:] = float("nan"), float("nan")
+    k[keys:], v[keys:] = unused, unused
     out = torch.zeros(tokens, heads.count * heads.dim, device=DEVICE)
     count = torch.tensor([keys], dtype=torch.int32, device=DEVICE)
-    attend(q, k, v, count, out, heads, tokens, causal=causal, block_rows=32, block_keys=32)
+    attend(q, k, v, count, out, heads, tokens, causal=causal, blocks=AttentionBlocks(32, 32, described=described))
     visible = torch.ones(tokens, keys, dtype=torch.bool, device=DEVICE).tril() if causal else None
     assert largest_difference(out, expected_attention(q, k[:keys], v[:keys], heads, visible)) < 1e-2
 
 
-def test_triton_attention_in_shares_with_the_newest_keys_is_joined_and_coded():
+@READS
+def test_triton_attention_in_shares_with_the_newest_keys_is_joined_and_coded(described, unused):
     heads, tokens, room, keys = Heads(4, 1, 64), 7, 80, 70
     q = random_floats(16, 256).to(FLOAT)
     kv = random_floats(room + 16, 128, seed=1).to(FLOAT)
-    kv[keys:room] = float("nan")
+    kv[keys:room] = unused
     shares = Shares.empty(3, tokens * 4, 64, DEVICE)
     count = torch.tensor([keys], dtype=torch.int32, device=DEVICE)
     attend(q, kv, kv[:, 64:], count, shares, heads, tokens, suffix_start=room, most_keys=room,
-           block_rows=32, block_keys=16)  # fmt: skip
+           blocks=AttentionBlocks(32, 16, described=described))  # fmt: skip
     seen = torch.cat((kv[:keys], kv[room : room + tokens]))
     expected = expected_attention(q[:tokens], seen[:, :64], seen[:, 64:], heads)
     out = torch.zeros(tokens, 256, dtype=FLOAT, device=DEVICE)

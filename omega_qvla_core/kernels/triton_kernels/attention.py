@@ -1,9 +1,10 @@
 """Attention of tokens to the keys of their key head: all query heads of one key head are rows of one product.
 
 Keys are cut into shares (``SPLITS``) so that few queries still fill the GPU; each share leaves its sums with its own
-peak and total, which ``rows.merge_rows`` joins, or normalises its result itself when there is one share. A head is read
-as two halves, so that widths like 48 or 72 fit into blocks of powers of two. Keys and values lie in any buffer with a
-row per token.
+peak and total, which ``rows.merge_rows`` joins, or normalises its result itself when there is one share. Keys and
+values lie in any buffer with a row per token. A head is read up to a power of two columns: queries are zero past the
+head, and what comes of values there is not written. With DESCRIBED the tensor memory accelerator reads keys and values
+(compute capability 9.0): what lies past a head or past the last key is then read, not used, and must be finite.
 """
 
 from __future__ import annotations
@@ -15,30 +16,28 @@ from omega_qvla_core.kernels.triton_kernels.numerics import begin
 
 
 @triton.jit
-def _attend(acc0, acc1, peak, total, q0, q1, k0, k1, v0, v1, visible, scale):
-    """One block of keys: the running softmax."""
-    scores = tl.dot(q0, tl.trans(k0))
-    scores = tl.dot(q1, tl.trans(k1), scores) * scale
-    scores = tl.where(visible, scores, float("-inf"))
-    block_peak = tl.maximum(peak, tl.max(scores, axis=1))
-    # A row that has seen no key yet keeps -inf; its weights must be 0, not NaN.
-    safe = tl.where(block_peak == float("-inf"), 0.0, block_peak)
-    shrink = tl.exp(peak - safe)
-    weights = tl.exp(scores - safe[:, None])
-    total = total * shrink + tl.sum(weights, axis=1)
-    weights = weights.to(v0.dtype)
-    acc0 = tl.dot(weights, v0, acc0 * shrink[:, None])
-    acc1 = tl.dot(weights, v1, acc1 * shrink[:, None])
-    return acc0, acc1, block_peak, total
+def _head_rows(
+    source, key, last, column, stride, KEYS: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+):  # fmt: skip
+    """``[KEYS, DIM_BLOCK]``: keys or values of one head."""
+    if DESCRIBED:
+        block = source.load([key, column])
+    else:
+        keys = key + tl.arange(0, KEYS)
+        dims = tl.arange(0, DIM_BLOCK)
+        place = source + keys[:, None] * stride + column + dims[None, :]
+        block = tl.load(place, mask=(keys < last)[:, None] & (dims < DIM)[None, :], other=0.0)
+    return block
 
 
 @triton.jit
 def attention(
-    q_ptr,  # [T, q_stride]: head h of a token starts at column h * 2 * HALF_DIM
-    k_ptr,  # [keys, k_stride]
-    v_ptr,  # [keys, v_stride]
+    q_ptr,  # [T, q_stride]: head h of a token starts at column h * DIM
+    k,  # [keys, k_stride]
+    v,  # [keys, v_stride]
     keys_ptr,  # int32 [1]: keys that are there
-    out_ptr,  # bfloat16 [T, out_stride], or float32 [SPLITS, rows padded, 2 * HALF_DIM]
+    out_ptr,  # bfloat16 [T, out_stride], or float32 [SPLITS, rows padded, DIM]
     peak_ptr,  # float32 [SPLITS, rows padded]
     total_ptr,
     tokens,
@@ -51,16 +50,18 @@ def attention(
     suffix_start,
     scale,
     QUERY_HEADS: tl.constexpr,  # per key head
-    HALF_DIM: tl.constexpr,
-    HALF_BLOCK: tl.constexpr,  # HALF_DIM up to a power of two
+    DIM: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,  # DIM up to a power of two
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     SUFFIX: tl.constexpr,
     CAUSAL: tl.constexpr,
     SPLIT: tl.constexpr,
     STAGES: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     EARLY: tl.constexpr,
 ):
+    keys = tl.load(keys_ptr)
     begin(EARLY)
     row_block = tl.program_id(0)
     split = tl.program_id(1)
@@ -68,18 +69,17 @@ def attention(
     row = row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     token = row // QUERY_HEADS
     query_head = head * QUERY_HEADS + row % QUERY_HEADS
-    halves = tl.arange(0, HALF_BLOCK)
-    there = token < tokens
-    dims = halves < HALF_DIM
-    query_inside = there[:, None] & dims[None, :]
-    place = q_ptr + token.to(tl.int64)[:, None] * q_stride + query_head[:, None] * (2 * HALF_DIM) + halves[None, :]
-    q0 = tl.load(place, mask=query_inside, other=0.0)
-    q1 = tl.load(place + HALF_DIM, mask=query_inside, other=0.0)
-    acc0 = tl.zeros((BLOCK_ROWS, HALF_BLOCK), dtype=tl.float32)
-    acc1 = tl.zeros((BLOCK_ROWS, HALF_BLOCK), dtype=tl.float32)
+    dims = tl.arange(0, DIM_BLOCK)
+    # Rows past the last token repeat it. Fewer masks and narrow offsets matter: with 240 registers per thread or more
+    # an H100 took half as long again for the whole kernel.
+    q_place = q_ptr + tl.minimum(token, tokens - 1)[:, None] * q_stride + query_head[:, None] * DIM + dims[None, :]
+    if DIM == DIM_BLOCK:
+        q = tl.load(q_place)
+    else:
+        q = tl.load(q_place, mask=(dims < DIM)[None, :], other=0.0)
+    mixed = tl.zeros((BLOCK_ROWS, DIM_BLOCK), dtype=tl.float32)
     peak = tl.zeros((BLOCK_ROWS,), dtype=tl.float32) - float("inf")
     total = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
-    keys = tl.load(keys_ptr)
     first = split * keys_per_split
     last = tl.minimum(first + keys_per_split, keys)
     if SUFFIX:
@@ -90,30 +90,31 @@ def attention(
     if CAUSAL:
         last = tl.minimum(last, ((row_block + 1) * BLOCK_ROWS - 1) // QUERY_HEADS + 1)
     for start in tl.range(first, last, BLOCK_KEYS, num_stages=STAGES):
+        keys_here = _head_rows(k, start, last, head * DIM, k_stride, BLOCK_KEYS, DIM, DIM_BLOCK, DESCRIBED)
+        values = _head_rows(v, start, last, head * DIM, v_stride, BLOCK_KEYS, DIM, DIM_BLOCK, DESCRIBED)
         key = start + tl.arange(0, BLOCK_KEYS)
-        key_inside = (key < last)[:, None] & dims[None, :]
-        k_place = k_ptr + key.to(tl.int64)[:, None] * k_stride + head * (2 * HALF_DIM) + halves[None, :]
-        v_place = v_ptr + key.to(tl.int64)[:, None] * v_stride + head * (2 * HALF_DIM) + halves[None, :]
-        k0 = tl.load(k_place, mask=key_inside, other=0.0)
-        k1 = tl.load(k_place + HALF_DIM, mask=key_inside, other=0.0)
-        v0 = tl.load(v_place, mask=key_inside, other=0.0)
-        v1 = tl.load(v_place + HALF_DIM, mask=key_inside, other=0.0)
         visible = (key < last)[None, :]
         if CAUSAL:
             visible = visible & (key[None, :] <= token[:, None])
-        acc0, acc1, peak, total = _attend(acc0, acc1, peak, total, q0, q1, k0, k1, v0, v1, visible, scale)
+        scores = tl.where(visible, tl.dot(q, tl.trans(keys_here)) * scale, float("-inf"))
+        # The running softmax. A row that has seen no key yet keeps -inf; its weights must be 0, not NaN.
+        new_peak = tl.maximum(peak, tl.max(scores, axis=1))
+        safe = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+        shrink = tl.exp(peak - safe)
+        weights = tl.exp(scores - safe[:, None])
+        total = total * shrink + tl.sum(weights, axis=1)
+        mixed = tl.dot(weights.to(values.dtype), values, mixed * shrink[:, None])
+        peak = new_peak
+    there = token < tokens
+    inside = there[:, None] if DIM == DIM_BLOCK else there[:, None] & (dims < DIM)[None, :]
     if SPLIT:
-        share_row = (split * rows_padded + token * (QUERY_HEADS * tl.num_programs(2)) + query_head).to(tl.int64)
-        place = out_ptr + share_row[:, None] * (2 * HALF_DIM) + halves[None, :]
-        tl.store(place, acc0, mask=query_inside)
-        tl.store(place + HALF_DIM, acc1, mask=query_inside)
+        share_row = split * rows_padded + token * (QUERY_HEADS * tl.num_programs(2)) + query_head
+        tl.store(out_ptr + share_row[:, None] * DIM + dims[None, :], mixed, mask=inside)
         tl.store(peak_ptr + share_row, peak, mask=there)
         tl.store(total_ptr + share_row, total, mask=there)
     else:
-        place = out_ptr + token.to(tl.int64)[:, None] * out_stride + query_head[:, None] * (2 * HALF_DIM)
-        kind = out_ptr.dtype.element_ty
-        tl.store(place + halves[None, :], (acc0 / total[:, None]).to(kind), mask=query_inside)
-        tl.store(place + HALF_DIM + halves[None, :], (acc1 / total[:, None]).to(kind), mask=query_inside)
+        place = out_ptr + token[:, None] * out_stride + query_head[:, None] * DIM + dims[None, :]
+        tl.store(place, (mixed / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -141,11 +142,14 @@ def rotate_heads(
     EARLY: tl.constexpr,
 ):
     """Norm and rotary positions of the heads of one token; keys and values go to the cache. Grid ``[T]``."""
-    begin(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEADS)[:, None]
     halves = tl.arange(0, HALF_BLOCK)[None, :]
     dims = halves < HALF_DIM
+    # What the kernel before does not write is read before it has ended; see ``numerics.begin``.
+    cos = tl.load(cos_ptr + token * HALF_DIM + halves, mask=dims, other=1.0)
+    sin = tl.load(sin_ptr + token * HALF_DIM + halves, mask=dims, other=0.0)
+    begin(EARLY)
     there = dims & (head < Q_HEADS + 2 * KV_HEADS)
     place = x_ptr + token * x_stride + head * (2 * HALF_DIM) + halves
     first = tl.load(place, mask=there, other=0.0)
@@ -166,8 +170,6 @@ def rotate_heads(
                 a = a * factors
             else:
                 b = b * factors
-    cos = tl.load(cos_ptr + token * HALF_DIM + halves, mask=dims, other=1.0)
-    sin = tl.load(sin_ptr + token * HALF_DIM + halves, mask=dims, other=0.0)
     kind = q_out_ptr.dtype.element_ty
     turned_a, turned_b = (a * cos - b * sin).to(kind), (b * cos + a * sin).to(kind)
     q_place = q_out_ptr + token * q_stride + head * (2 * HALF_DIM) + halves

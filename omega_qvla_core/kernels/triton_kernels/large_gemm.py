@@ -1,9 +1,14 @@
 """Products with many tokens: the language tower's prefix and the vision tower.
 
-A program owns ``BLOCK_TOKENS`` tokens by ``BLOCK_OUT`` outputs. Codes are int8, sums exact 32-bit integers; with one
-scale per token and per row all of K is one sum (``GROUPS`` 1), with group scales the sum is added in float32 after
-every group. Weights lie as int8 ``[O, K]`` rows, or as 4-bit rows ``[O, K / 2]`` of nibble planes. A gated product has
-two weights and reads its input once. bfloat16 runs through the same kernel, as the equally fused comparison.
+A tile is ``BLOCK_TOKENS`` tokens by ``BLOCK_OUT`` rows of the weight. Codes are int8, sums exact 32-bit integers; with
+one scale per token and per row all of K is one sum, with group scales (GROUPED) the sum is added in float32 after every
+group. Weights lie as int8 ``[O, K]`` rows, or as 4-bit rows ``[O, K / 2]`` of nibble planes. In a gated weight the rows
+of gate and up take turns, so that one product reads its input once and leaves both in neighbouring registers. bfloat16
+runs through the same kernel, as the equally fused comparison.
+
+With DESCRIBED, ``x`` and ``w`` are tensor descriptors, which the tensor memory accelerator reads (compute capability
+9.0); else they are pointers. With RESIDENT there are fewer programs than tiles, and a program takes several in turn:
+the loads of the next tile run while the last one is written.
 """
 
 from __future__ import annotations
@@ -17,36 +22,129 @@ NO_ACTIVATION, GELU, GATED_GELU, GATED_SILU = 0, 1, 2, 3
 
 
 @triton.jit
-def _multiply(acc, x_place, w_place, BLOCK_IN: tl.constexpr, BITS: tl.constexpr):
+def _block(source, row, column, rows, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DESCRIBED: tl.constexpr):
+    """``[ROWS, COLUMNS]`` of a matrix. What is read past its last row is never written."""
+    if DESCRIBED:
+        block = source.load([row, column])
+    else:
+        line = tl.minimum(row + tl.arange(0, ROWS), rows - 1).to(tl.int64)
+        block = tl.load(source + line[:, None] * stride + (column + tl.arange(0, COLUMNS))[None, :])
+    return block
+
+
+@triton.jit
+def _multiply(
+    acc, x, w, token, row, block, tokens, w_rows, x_stride, w_stride, BLOCK_TOKENS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BITS: tl.constexpr, DESCRIBED: tl.constexpr,
+):  # fmt: skip
+    """Add the products of one block of K."""
     if BITS <= 4:
         half: tl.constexpr = BLOCK_IN // 2
-        packed = tl.load(w_place)
-        low = (packed << 4) >> 4
-        acc = tl.dot(tl.load(x_place), tl.trans(low), acc, out_dtype=acc.dtype)
-        acc = tl.dot(tl.load(x_place + half), tl.trans(packed >> 4), acc, out_dtype=acc.dtype)
+        packed = _block(w, row, block * half, w_rows, w_stride, BLOCK_OUT, half, DESCRIBED)
+        first = _block(x, token, block * BLOCK_IN, tokens, x_stride, BLOCK_TOKENS, half, DESCRIBED)
+        second = _block(x, token, block * BLOCK_IN + half, tokens, x_stride, BLOCK_TOKENS, half, DESCRIBED)
+        acc = tl.dot(first, tl.trans((packed << 4) >> 4), acc, out_dtype=acc.dtype)
+        acc = tl.dot(second, tl.trans(packed >> 4), acc, out_dtype=acc.dtype)
     else:
-        acc = tl.dot(tl.load(x_place), tl.trans(tl.load(w_place)), acc, out_dtype=acc.dtype)
+        codes = _block(x, token, block * BLOCK_IN, tokens, x_stride, BLOCK_TOKENS, BLOCK_IN, DESCRIBED)
+        weights = _block(w, row, block * BLOCK_IN, w_rows, w_stride, BLOCK_OUT, BLOCK_IN, DESCRIBED)
+        acc = tl.dot(codes, tl.trans(weights), acc, out_dtype=acc.dtype)
     return acc
 
 
 @triton.jit
+def _finish(
+    y, token, row, bias_ptr, residual_ptr, out_ptr, tokens, outputs, out_stride, BLOCK_TOKENS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    """Bias, activation, gate and residual of a tile ``[BLOCK_TOKENS, BLOCK_OUT]``, float32."""
+    gated: tl.constexpr = ACTIVATION >= 2
+    lines = outputs * 2 if gated else outputs
+    width: tl.constexpr = BLOCK_OUT // 2 if gated else BLOCK_OUT
+    if HAS_BIAS:
+        rows = row + tl.arange(0, BLOCK_OUT)
+        y += tl.load(bias_ptr + rows, mask=rows < lines, other=0.0)[None, :]
+    if gated:
+        y, up = tl.split(tl.reshape(y, (BLOCK_TOKENS, width, 2)))
+        row = row // 2
+    if ACTIVATION == 1:
+        y = gelu_tanh(y)
+    if ACTIVATION == 2:
+        y = gelu_tanh(y) * up
+    if ACTIVATION == 3:
+        y = silu(y) * up
+    rows = token + tl.arange(0, BLOCK_TOKENS)
+    columns = row + tl.arange(0, width)
+    inside = (rows < tokens)[:, None] & (columns < outputs)[None, :]
+    place = rows[:, None] * out_stride + columns[None, :]
+    if HAS_RESIDUAL:
+        y += tl.load(residual_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _tile(
+    tile, x, w, sx_ptr, sw_ptr, bias_ptr, residual_ptr, out_ptr, tokens, outputs, w_rows, blocks, x_stride, w_stride,
+    sx_stride, sw_stride, out_stride, BLOCK_TOKENS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    BITS: tl.constexpr, GROUPED: tl.constexpr, SCALED: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, SWIZZLE: tl.constexpr, STAGES: tl.constexpr, DESCRIBED: tl.constexpr,
+):  # fmt: skip
+    # Programs that run at the same time share weights: SWIZZLE token blocks take turns on one block of outputs.
+    token_blocks = tl.cdiv(tokens, BLOCK_TOKENS)
+    span = SWIZZLE * tl.cdiv(outputs * 2 if ACTIVATION >= 2 else outputs, BLOCK_OUT)
+    band = tile // span
+    height = tl.minimum(token_blocks - band * SWIZZLE, SWIZZLE)
+    token = (band * SWIZZLE + (tile % span) % height) * BLOCK_TOKENS
+    row = ((tile % span) // height) * BLOCK_OUT
+    kind: tl.constexpr = tl.int32 if BITS <= 8 else tl.float32
+    acc = tl.zeros((BLOCK_TOKENS, BLOCK_OUT), dtype=kind)
+    if GROUPED:
+        tokens_here = token + tl.arange(0, BLOCK_TOKENS)
+        y = tl.zeros((BLOCK_TOKENS, BLOCK_OUT), dtype=tl.float32)
+        for block in tl.range(0, blocks, num_stages=STAGES):
+            # One block of K is one group.
+            sums = _multiply(
+                acc, x, w, token, row, block, tokens, w_rows, x_stride, w_stride, BLOCK_TOKENS, BLOCK_OUT, BLOCK_IN,
+                BITS, DESCRIBED,
+            )  # fmt: skip
+            sx = tl.load(sx_ptr + block * sx_stride + tokens_here, mask=tokens_here < tokens, other=0.0)[:, None]
+            y += sums.to(tl.float32) * sx * tl.load(sw_ptr + block * sw_stride + row + tl.arange(0, BLOCK_OUT))[None, :]
+    else:
+        for block in tl.range(0, blocks, num_stages=STAGES):
+            acc = _multiply(
+                acc, x, w, token, row, block, tokens, w_rows, x_stride, w_stride, BLOCK_TOKENS, BLOCK_OUT, BLOCK_IN,
+                BITS, DESCRIBED,
+            )  # fmt: skip
+        y = acc.to(tl.float32)
+        if SCALED:
+            tokens_here = token + tl.arange(0, BLOCK_TOKENS)
+            sx = tl.load(sx_ptr + tokens_here, mask=tokens_here < tokens, other=0.0)[:, None]
+            y = y * sx * tl.load(sw_ptr + row + tl.arange(0, BLOCK_OUT))[None, :]
+    _finish(
+        y, token, row, bias_ptr, residual_ptr, out_ptr, tokens, outputs, out_stride, BLOCK_TOKENS, BLOCK_OUT,
+        ACTIVATION, HAS_BIAS, HAS_RESIDUAL,
+    )  # fmt: skip
+
+
+@triton.jit
 def large_gemm(
-    x_ptr,  # [T, K padded]
+    x,  # [T, K padded]
+    w,  # [rows padded, K padded], int4: [rows padded, K padded / 2]
     sx_ptr,  # float32 [G or 1, T padded]
-    w_ptr,  # [O padded, K padded], int4: [O padded, K padded / 2]
-    sw_ptr,  # float32 [G, O padded]
-    bias_ptr,  # float32 [O]
+    sw_ptr,  # float32 [G, rows padded]
+    bias_ptr,  # float32 [rows]
     residual_ptr,  # [T, out_stride]
-    out_ptr,  # [T, out_stride]
+    out_ptr,  # [T, out_stride], fewer than 2^31 numbers
     tokens,
-    outputs,
+    outputs,  # columns of out: half of the rows of a gated weight
+    w_rows,  # with padding
+    tiles,
     blocks,  # BLOCK_IN columns each
     x_stride,
     w_stride,
     sx_stride,  # 0 if there is one scale per token
     sw_stride,
     out_stride,
-    gate_rows,  # rows from a gate's row to its up row
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
@@ -58,64 +156,20 @@ def large_gemm(
     HAS_RESIDUAL: tl.constexpr,
     SWIZZLE: tl.constexpr,
     STAGES: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    RESIDENT: tl.constexpr,
 ):
-    # Programs that run at the same time share weights: SWIZZLE token blocks take turns on one block of outputs.
-    pid = tl.program_id(0)
-    token_blocks = tl.cdiv(tokens, BLOCK_TOKENS)
-    out_blocks = tl.cdiv(outputs, BLOCK_OUT)
-    span = SWIZZLE * out_blocks
-    band = pid // span
-    height = tl.minimum(token_blocks - band * SWIZZLE, SWIZZLE)
-    token_block = band * SWIZZLE + (pid % span) % height
-    out_block = (pid % span) // height
-    gated: tl.constexpr = ACTIVATION >= 2
-    integer: tl.constexpr = BITS <= 8
-    kind: tl.constexpr = tl.int32 if integer else tl.float32
-    x_columns: tl.constexpr = BLOCK_IN // 2 if BITS <= 4 else BLOCK_IN
-    token = token_block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
-    out = out_block * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    inner = tl.arange(0, x_columns)
-    # Reads past the last token repeat it; they are never written.
-    x_place = x_ptr + tl.minimum(token, tokens - 1).to(tl.int64)[:, None] * x_stride + inner[None, :]
-    w_place = w_ptr + out.to(tl.int64)[:, None] * w_stride + inner[None, :]
-    up = gate_rows.to(tl.int64) * w_stride
-    acc = tl.zeros((BLOCK_TOKENS, BLOCK_OUT), dtype=kind)
-    acc_up = tl.zeros((BLOCK_TOKENS, BLOCK_OUT), dtype=kind)
-    y = tl.zeros((BLOCK_TOKENS, BLOCK_OUT), dtype=tl.float32)
-    y_up = tl.zeros((BLOCK_TOKENS, BLOCK_OUT), dtype=tl.float32)
-    for block in tl.range(0, blocks, num_stages=STAGES):
-        xs = x_place + block * BLOCK_IN
-        ws = w_place + block * x_columns
-        if GROUPED:
-            sx = tl.load(sx_ptr + block * sx_stride + token, mask=token < tokens, other=0.0)[:, None]
-            scales = sw_ptr + block * sw_stride + out
-            zero = tl.zeros((BLOCK_TOKENS, BLOCK_OUT), dtype=kind)
-            y += _multiply(zero, xs, ws, BLOCK_IN, BITS).to(tl.float32) * sx * tl.load(scales)[None, :]
-            if gated:
-                product = _multiply(zero, xs, ws + up, BLOCK_IN, BITS).to(tl.float32)
-                y_up += product * sx * tl.load(scales + gate_rows)[None, :]
-        else:
-            acc = _multiply(acc, xs, ws, BLOCK_IN, BITS)
-            if gated:
-                acc_up = _multiply(acc_up, xs, ws + up, BLOCK_IN, BITS)
-    if not GROUPED:
-        y = acc.to(tl.float32)
-        y_up = acc_up.to(tl.float32)
-        if SCALED:
-            sx = tl.load(sx_ptr + token, mask=token < tokens, other=0.0)[:, None]
-            y = y * sx * tl.load(sw_ptr + out)[None, :]
-            if gated:
-                y_up = y_up * sx * tl.load(sw_ptr + gate_rows + out)[None, :]
-    inside = (token < tokens)[:, None] & (out < outputs)[None, :]
-    if HAS_BIAS:
-        y += tl.load(bias_ptr + out, mask=out < outputs, other=0.0)[None, :]
-    if ACTIVATION == 1:
-        y = gelu_tanh(y)
-    if ACTIVATION == 2:
-        y = gelu_tanh(y) * y_up
-    if ACTIVATION == 3:
-        y = silu(y) * y_up
-    place = token.to(tl.int64)[:, None] * out_stride + out[None, :]
-    if HAS_RESIDUAL:
-        y += tl.load(residual_ptr + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=inside)
+    if RESIDENT:
+        # Flattened, the compiler's pipeline of loads goes on from one tile to the next.
+        for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+            _tile(
+                tile, x, w, sx_ptr, sw_ptr, bias_ptr, residual_ptr, out_ptr, tokens, outputs, w_rows, blocks, x_stride,
+                w_stride, sx_stride, sw_stride, out_stride, BLOCK_TOKENS, BLOCK_OUT, BLOCK_IN, BITS, GROUPED, SCALED,
+                ACTIVATION, HAS_BIAS, HAS_RESIDUAL, SWIZZLE, STAGES, DESCRIBED,
+            )  # fmt: skip
+    else:
+        _tile(
+            tl.program_id(0), x, w, sx_ptr, sw_ptr, bias_ptr, residual_ptr, out_ptr, tokens, outputs, w_rows, blocks,
+            x_stride, w_stride, sx_stride, sw_stride, out_stride, BLOCK_TOKENS, BLOCK_OUT, BLOCK_IN, BITS, GROUPED,
+            SCALED, ACTIVATION, HAS_BIAS, HAS_RESIDUAL, SWIZZLE, STAGES, DESCRIBED,
+        )  # fmt: skip

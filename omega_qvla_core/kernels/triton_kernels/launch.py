@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from omega_qvla_core.kernels.triton_kernels import large_gemm as large
 from omega_qvla_core.kernels.triton_kernels import numerics
@@ -21,8 +23,12 @@ MOST_SMALL_TOKENS = 64
 _PROGRAMS = 256
 """Programs that fill the GPUs this is for: two for each of an H100's 132 multiprocessors, to hide latency."""
 _MOST_SHARES = 8
-_SHORT_SHARE = 8
-"""Integer sums of a share up to which narrow programs are faster; see ``tuning.Tuning.small_warps``."""
+_MOST_NUMBERS = 2**31
+"""What a 32-bit offset reaches."""
+_DESCRIBED_BYTES = 16
+"""Alignment that a tensor descriptor wants (CUDA driver API, ``cuTensorMapEncodeTiled``)."""
+_HELD_TILES = 4
+"""Tiles that a program has registers for besides its sums."""
 
 
 def token_block(tokens: int) -> int:
@@ -75,7 +81,6 @@ def small_linear(
     activation: int = numerics.GELU,
     joining: Joining | None = None,
     stages: int = 4,
-    warps: int = 4,
     early: bool = False,
 ) -> None:
     """``out = x W^T`` for up to a few blocks of tokens.
@@ -89,7 +94,6 @@ def small_linear(
         activation: Of GATED and ACTIVATED: see ``numerics.activate``.
         joining: To cut K into shares where that fills the GPU; None to let one program have all of K. Not for PARTIAL.
         stages: Loads in flight.
-        warps: Of a program of PARTIAL with codes, one tile of rows and a short share; others have 4.
         early: See ``numerics.begin``.
     """
     tokens = x.shape[0]
@@ -104,10 +108,9 @@ def small_linear(
         unit, units = blocks // groups, triton.cdiv(groups, count)
     scaled = weight.bits != FLOAT_BITS
     spare = out
+    way = _way(weight, epilogue, count, unit, units, block)
     owned = weight.tiles.shape[0] if epilogue == small.PARTIAL else weight.row_tiles
-    # Two tiles per program where that still fills the GPU: codes are read half as often.
-    pair = epilogue == small.PARTIAL and owned % 2 == 0 and owned * count >= _PROGRAMS
-    small.small_gemm[(owned // 2 if pair else owned, count, tokens // block)](
+    small.small_gemm[(owned // way.tiles, count, tokens // block)](
         x,
         sx if scaled else spare,
         weight.tiles,
@@ -122,7 +125,7 @@ def small_linear(
         x.stride(0),
         sx.stride(0) if scaled and sx.shape[0] > 1 else 0,
         weight.gate_tiles,
-        TILES=2 if pair else 1,
+        TILES=way.tiles,
         BLOCK_TOKENS=block,
         BLOCK_IN=weight.block_in,
         BITS=weight.bits,
@@ -136,10 +139,46 @@ def small_linear(
         NATIVE=not triton.knobs.runtime.interpret,
         SHARES=1 if joining is None or epilogue in (small.PARTIAL, small.SUMS) else count,
         STAGES=stages,
+        HELD=way.held,
+        TOGETHER=way.together,
+        AHEAD=way.together > 1 and way.tiles == 1,
         EARLY=early,
-        num_warps=warps if scaled and epilogue == small.PARTIAL and not pair and units * unit <= _SHORT_SHARE else 4,
+        num_warps=way.warps,
         **launch_options(early),
     )
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a program of ``small_gemm`` goes through its share of K."""
+
+    tiles: int = 1
+    held: bool = False
+    together: int = 1
+    warps: int = 4
+
+
+def _way(weight: SmallWeight, epilogue: int, count: int, unit: int, units: int, tokens: int) -> _Way:
+    """The fastest way of those that were tried on an H100 for 10 and 50 tokens, 1024 to 4096 columns, groups of 64.
+
+    Args:
+        weight: The weight.
+        epilogue: See ``small_gemm``.
+        count: Shares of K.
+        unit: Tiles per integer sum.
+        units: Integer sums per program.
+        tokens: Of a program.
+    """
+    if epilogue != small.PARTIAL:
+        return _Way()
+    owned, even = weight.tiles.shape[0], count * unit * units == weight.blocks
+    # Two tiles per program where that still fills the GPU: codes are read half as often.
+    pair = owned % 2 == 0 and owned * count >= _PROGRAMS
+    grouped = weight.bits != FLOAT_BITS and unit == 1 and weight.groups > 1
+    together = 2 if grouped and even and units % 2 == 0 and tokens >= MOST_SMALL_TOKENS else 1
+    if even and not pair and unit * units <= _HELD_TILES and (weight.bits > 4 or together == 1):
+        return _Way(held=True)
+    return _Way(2 if pair else 1, together=together, warps=8 if pair and together > 1 else 4)
 
 
 def launch_options(early: bool) -> dict[str, bool]:
@@ -149,7 +188,18 @@ def launch_options(early: bool) -> dict[str, bool]:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Block sizes of ``large_gemm``."""
+    """Block sizes of ``large_gemm``.
+
+    Attributes:
+        tokens: Tokens of a tile.
+        out: Rows of the weight of a tile, those of gate and up together.
+        inner: Columns at a time.
+        warps: Of a program.
+        stages: Loads in flight.
+        swizzle: Token blocks that share a block of outputs.
+        resident: Programs per multiprocessor, which take tiles in turn; 0 for a program per tile.
+        described: Whether the tensor memory accelerator reads, from compute capability 9.0.
+    """
 
     tokens: int = 128
     out: int = 128
@@ -157,6 +207,12 @@ class Blocks:
     warps: int = 8
     stages: int = 3
     swizzle: int = 8
+    resident: int = 0
+    described: bool = False
+
+    def tiles(self, tokens: int, rows: int) -> int:
+        """Tiles of a product with so many tokens and rows of the weight."""
+        return -(-tokens // self.tokens) * -(-rows // self.out)
 
 
 def large_linear(
@@ -178,29 +234,37 @@ def large_linear(
         activation: See ``large_gemm``; a gated one for a gated weight.
         residual: Of the layout of ``out``; may be ``out``.
         blocks: Block sizes; ``inner`` counts for one scale per row only.
+
+    Raises:
+        ValueError: For groups that are neither 64 nor 128 columns nor the row, and see ``require_addressable``.
     """
     tokens, grouped, scaled = x.shape[0], weight.groups > 1, weight.bits != FLOAT_BITS
     inner = (64 if weight.group % 128 else 128) if grouped or weight.bits <= 4 else blocks.inner
     if grouped and weight.group != inner:
         raise ValueError(f"groups of {weight.group} columns are not executed for many tokens; use 64, 128 or rows")
-    grid = (triton.cdiv(tokens, blocks.tokens) * triton.cdiv(weight.outputs, blocks.out),)
-    large.large_gemm[grid](
-        x,
+    require_addressable(out, x)
+    tiles = blocks.tiles(tokens, weight.outputs * (2 if weight.gated else 1))
+    described = blocks.described and describable(x) and describable(weight.rows)
+    columns = inner // 2 if weight.bits <= 4 else inner
+    programs = min(tiles, blocks.resident * multiprocessors(x.device)) if blocks.resident else tiles
+    large.large_gemm[(programs,)](
+        TensorDescriptor.from_tensor(x, [blocks.tokens, columns]) if described else x,
+        TensorDescriptor.from_tensor(weight.rows, [blocks.out, columns]) if described else weight.rows,
         sx if scaled else out,
-        weight.rows,
         weight.scales if scaled else out,
         out if weight.bias is None else weight.bias,
         out if residual is None else residual,
         out,
         tokens,
         weight.outputs,
+        weight.rows.shape[0],
+        tiles,
         weight.columns // inner,
         x.stride(0),
         weight.rows.stride(0),
         sx.stride(0) if scaled and sx.shape[0] > 1 else 0,
         weight.scales.stride(0) if scaled else 0,
         out.stride(0),
-        weight.gate_rows,
         BLOCK_TOKENS=blocks.tokens,
         BLOCK_OUT=blocks.out,
         BLOCK_IN=inner,
@@ -212,8 +276,29 @@ def large_linear(
         HAS_RESIDUAL=residual is not None,
         SWIZZLE=blocks.swizzle,
         STAGES=blocks.stages,
+        DESCRIBED=described,
+        RESIDENT=blocks.resident > 0,
         num_warps=blocks.warps,
     )
+
+
+def require_addressable(*rows: Tensor) -> None:
+    """Raise ``ValueError`` for rows that 32-bit offsets do not reach: 2^31 numbers or more from first to last."""
+    for one in rows:
+        if one.shape[-2] * one.stride(-2) >= _MOST_NUMBERS:
+            raise ValueError(f"{one.shape[-2]} rows, {one.stride(-2)} numbers apart, are too many for 32-bit offsets")
+
+
+def describable(matrix: Tensor) -> bool:
+    """Whether the tensor memory accelerator can read rows of a matrix: it wants them at multiples of 16 bytes."""
+    stride = matrix.stride(0) * matrix.element_size()
+    return matrix.stride(1) == 1 and stride % _DESCRIBED_BYTES == 0 and matrix.data_ptr() % _DESCRIBED_BYTES == 0
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU. Triton's interpreter is told of two, so that a program there has several tiles."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def partial_buffer(weight: SmallWeight, tokens: int, device: torch.device | str) -> Tensor:

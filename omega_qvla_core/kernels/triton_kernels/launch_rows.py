@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from omega_qvla_core.kernels.triton_kernels import attention as attention_kernels
 from omega_qvla_core.kernels.triton_kernels import numerics, rows
 from omega_qvla_core.kernels.triton_kernels.coding import LINE, Coding
-from omega_qvla_core.kernels.triton_kernels.launch import launch_options
+from omega_qvla_core.kernels.triton_kernels.launch import describable, launch_options, require_addressable
 from omega_qvla_core.kernels.triton_kernels.layout import round_up
 
+_LEAST_DIM = 16
+"""Narrowest side of a product."""
 _FEWEST_LINES = 16
 """Rows of the smallest product that rotates a token."""
 _ACTIVATE_LINES = 8
@@ -39,6 +42,7 @@ def norm(
     gate: Tensor | None = None,
     tokens: int | None = None,
     width: int | None = None,
+    settled: bool = False,
     early: bool = False,
 ) -> None:
     """See ``rows.norm_rows``.
@@ -56,6 +60,7 @@ def norm(
         gate: float32 ``[K]`` or None.
         tokens: Rows of ``x`` that count; all if None.
         width: K, where ``x`` is padded.
+        settled: Whether ``x`` is not written by the kernel before this one, so that it can be read early.
         early: See ``numerics.begin``.
     """
     source = parts if x is None else x
@@ -79,6 +84,7 @@ def norm(
         spare.stride(0),
         BLOCKS=lines(width),
         HAS_X=x is not None,
+        SETTLED=settled,
         PARTS=0 if parts is None else parts.shape[0],
         GATED=gate is not None,
         NORM=kind,
@@ -94,6 +100,25 @@ def norm(
 def lines(width: int) -> int:
     """Lines of 64 columns that hold a row: a power of two."""
     return max(_FEWEST_LINES, triton.next_power_of_2(triton.cdiv(width, LINE)))
+
+
+@dataclass(frozen=True)
+class AttentionBlocks:
+    """Block sizes of ``attention``.
+
+    Attributes:
+        rows: Tokens times query heads of a key head.
+        keys: Keys at a time.
+        warps: Of a program.
+        stages: Loads in flight.
+        described: See ``launch.Blocks``.
+    """
+
+    rows: int = 64
+    keys: int = 64
+    warps: int = 4
+    stages: int = 2
+    described: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,9 +251,9 @@ class Heads:
     dim: int
 
     @property
-    def half_block(self) -> int:
-        """Columns of half a head, up to a power of two that products take."""
-        return max(16, triton.next_power_of_2(self.dim // 2))
+    def block(self) -> int:
+        """Columns of a head, up to a power of two that products take."""
+        return max(_LEAST_DIM, triton.next_power_of_2(self.dim))
 
 
 def attend(
@@ -243,10 +268,7 @@ def attend(
     suffix_start: int | None = None,
     causal: bool = False,
     most_keys: int | None = None,
-    block_rows: int = 64,
-    block_keys: int = 64,
-    warps: int = 4,
-    stages: int = 2,
+    blocks: AttentionBlocks = AttentionBlocks(),
     early: bool = False,
 ) -> None:
     """See ``attention.attention``.
@@ -263,10 +285,7 @@ def attend(
             attend to ``keys`` only.
         causal: Token t sees keys 0 to t.
         most_keys: Most that ``keys`` can be; rows of ``k`` if None.
-        block_rows: Rows (tokens times heads per key head) of a program.
-        block_keys: Keys at a time.
-        warps: Per program.
-        stages: Loads in flight.
+        blocks: Block sizes.
         early: See ``numerics.begin``.
     """
     split = isinstance(out, Shares)
@@ -274,13 +293,15 @@ def attend(
     shared = count - 1 if suffix_start is not None else count
     per_key_head = heads.count // heads.kv
     room = k.shape[0] if most_keys is None else most_keys
-    per_split = round_up(triton.cdiv(room, max(shared, 1)), block_keys)
+    per_split = round_up(triton.cdiv(room, max(shared, 1)), blocks.keys)
     target = out.mixed if split else out
-    grid = (triton.cdiv(tokens * per_key_head, block_rows), count, heads.kv)
+    require_addressable(q, k, v, target)
+    grid = (triton.cdiv(tokens * per_key_head, blocks.rows), count, heads.kv)
+    described, box = blocks.described and describable(k) and describable(v), [blocks.keys, heads.block]
     attention_kernels.attention[grid](
         q,
-        k,
-        v,
+        TensorDescriptor.from_tensor(k, box) if described else k,
+        TensorDescriptor.from_tensor(v, box) if described else v,
         keys,
         target,
         out.peak if split else target,
@@ -295,16 +316,17 @@ def attend(
         0 if suffix_start is None else suffix_start,
         heads.dim**-0.5,
         QUERY_HEADS=per_key_head,
-        HALF_DIM=heads.dim // 2,
-        HALF_BLOCK=heads.half_block,
-        BLOCK_ROWS=block_rows,
-        BLOCK_KEYS=block_keys,
+        DIM=heads.dim,
+        DIM_BLOCK=heads.block,
+        BLOCK_ROWS=blocks.rows,
+        BLOCK_KEYS=blocks.keys,
         SUFFIX=suffix_start is not None,
         CAUSAL=causal,
         SPLIT=split,
-        STAGES=stages,
+        STAGES=blocks.stages,
+        DESCRIBED=described,
         EARLY=early,
-        num_warps=warps,
+        num_warps=blocks.warps,
         **launch_options(early),
     )
 
@@ -358,7 +380,7 @@ def rotate_heads(
         NORM=norms is not None,
         PARTS=qkv.shape[0] if qkv.ndim == 3 else 1,
         HALF_DIM=heads.dim // 2,
-        HALF_BLOCK=heads.half_block,
+        HALF_BLOCK=triton.next_power_of_2(heads.dim // 2),
         EARLY=early,
         num_warps=_ROTATE_WARPS,
         **launch_options(early),

@@ -86,7 +86,9 @@ def rotate_lines(v, LINES: tl.constexpr):
 def begin(EARLY: tl.constexpr):
     """With EARLY the next kernel may be launched while this one runs, and this one waits for the one before it.
 
-    Programmatic dependent launch, from compute capability 9.0: it hides the time between two kernels.
+    Programmatic dependent launch, from compute capability 9.0: it hides the time between two kernels. A kernel may read
+    before this what the one before it does not write: all kernels further back have ended, since the one before has
+    waited for them.
     """
     if EARLY:
         gdc_wait()

@@ -18,12 +18,24 @@ FLOATS, TOKEN, TOKEN_GROUP = 0, 1, 2
 
 
 @triton.jit
+def read_factors(factor_ptr, width, BLOCKS: tl.constexpr, CODES: tl.constexpr, GROUP: tl.constexpr):
+    """What peaks are multiplied with to give scales: a number for TOKEN, one per group for TOKEN_GROUP."""
+    factors = 0.0
+    if CODES == 1:
+        factors = tl.load(factor_ptr)
+    if CODES == 2:
+        line = tl.arange(0, BLOCKS * 64 // GROUP)
+        factors = tl.load(factor_ptr + line, mask=line * GROUP < width, other=1.0)
+    return factors
+
+
+@triton.jit
 def emit_row(
     v,
     columns,
     token,
     tail_ptr,
-    factor_ptr,
+    factors,
     out_ptr,
     scale_ptr,
     scale_stride,
@@ -36,7 +48,7 @@ def emit_row(
     GROUP: tl.constexpr,
     HIGH: tl.constexpr,
 ):
-    """Rotate ``v`` [BLOCKS, 64] and write it as bfloat16, or as codes with their scales."""
+    """Rotate ``v`` [BLOCKS, 64] and write it as bfloat16, or as codes with their scales; see ``read_factors``."""
     inside = columns < width
     if ROTATE:
         rotated = rotate_lines(v, BLOCKS)
@@ -60,11 +72,8 @@ def emit_row(
         if CODES == 1:
             peak = tl.zeros_like(peak) + tl.max(peak, axis=0)
             poison = tl.zeros_like(poison) + tl.sum(poison, axis=0)
-            factor = tl.zeros_like(peak) + tl.load(factor_ptr)
             used = line == 0
-        else:
-            factor = tl.load(factor_ptr + line, mask=used, other=1.0)
-        scale = tl.maximum(peak * factor, 1e-12)
+        scale = tl.maximum(peak * factors, 1e-12)
         codes = round_half_even(v * (1.0 / scale)[:, None])
         codes = tl.minimum(tl.maximum(codes, -HIGH - 1.0), HIGH * 1.0)
         place = out_ptr + token.to(tl.int64) * out_stride + places
@@ -92,6 +101,7 @@ def norm_rows(
     scale_stride,
     BLOCKS: tl.constexpr,
     HAS_X: tl.constexpr,
+    SETTLED: tl.constexpr,
     PARTS: tl.constexpr,
     GATED: tl.constexpr,
     NORM: tl.constexpr,
@@ -106,15 +116,25 @@ def norm_rows(
 ):
     """``x += gate * sum(parts)``, then ``norm(x) * mul + add``, rotated and coded. Without norm: ``x * mul + add``.
 
-    Without HAS_X x is zero, and the sum is not kept.
+    Without HAS_X x is zero, and the sum is not kept. SETTLED says that the kernel before does not write x.
     """
-    begin(EARLY)
     token = tl.program_id(0)
     columns = tl.arange(0, BLOCKS)[:, None] * 64 + tl.arange(0, 64)[None, :]
     inside = columns < width
     place = x_ptr + token.to(tl.int64) * x_stride + columns
     x = tl.zeros((BLOCKS, 64), dtype=tl.float32)
-    if HAS_X:
+    # What the kernel before does not write is read before it has ended; see ``numerics.begin``.
+    factors = read_factors(factor_ptr, width, BLOCKS, CODES, GROUP)
+    if HAS_MUL:
+        mul = tl.load(mul_ptr + columns, mask=inside, other=0.0)
+    if HAS_ADD:
+        add = tl.load(add_ptr + columns, mask=inside, other=0.0)
+    if GATED:
+        gate = tl.load(gate_ptr + columns, mask=inside, other=0.0)
+    if HAS_X and SETTLED:
+        x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    begin(EARLY)
+    if HAS_X and not SETTLED:
         x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
     if PARTS > 0:
         update = tl.zeros_like(x)
@@ -122,7 +142,7 @@ def norm_rows(
             part_place = parts_ptr + part * part_stride + token.to(tl.int64) * parts_stride + columns
             update += tl.load(part_place, mask=inside, other=0.0)
         if GATED:
-            update = update * tl.load(gate_ptr + columns, mask=inside, other=0.0)
+            update = update * gate
         x += update
     if PARTS > 0 and HAS_X:
         tl.store(place, x.to(x_ptr.dtype.element_ty), mask=inside)
@@ -133,11 +153,11 @@ def norm_rows(
     if NORM > 0:
         v = v * (1.0 / tl.sqrt_rn(tl.sum(tl.sum(v * v, axis=1), axis=0) / width + eps))
     if HAS_MUL:
-        v = v * tl.load(mul_ptr + columns, mask=inside, other=0.0)
+        v = v * mul
     if HAS_ADD:
-        v = v + tl.load(add_ptr + columns, mask=inside, other=0.0)
+        v = v + add
     emit_row(
-        v, columns, token, tail_ptr, factor_ptr, out_ptr, scale_ptr, scale_stride, width, out_stride,
+        v, columns, token, tail_ptr, factors, out_ptr, scale_ptr, scale_stride, width, out_stride,
         BLOCKS, ROTATE, TAIL, CODES, GROUP, HIGH,
     )  # fmt: skip
 
@@ -169,11 +189,14 @@ def merge_rows(
     EARLY: tl.constexpr,
 ):
     """Join the shares of split attention, token by token (row = token * HEADS + head), and code the result."""
-    begin(EARLY)
     token = tl.program_id(0)
     line = tl.arange(0, BLOCKS)
     columns = line[:, None] * 64 + tl.arange(0, 64)[None, :]
     inside = columns < width
+    factors = read_factors(factor_ptr, width, BLOCKS, CODES, GROUP)
+    if HAS_MUL:
+        mul = tl.load(mul_ptr + columns, mask=inside, other=0.0)
+    begin(EARLY)
     if HEAD_DIM % 64 == 0:
         # A line lies in one head, and has one peak and one total.
         row = (token * HEADS + line * 64 // HEAD_DIM)[:, None]
@@ -194,9 +217,9 @@ def merge_rows(
         mixed += weight * tl.load(place, mask=inside, other=0.0)
     v = mixed / total
     if HAS_MUL:
-        v = v * tl.load(mul_ptr + columns, mask=inside, other=0.0)
+        v = v * mul
     emit_row(
-        v, columns, token, tail_ptr, factor_ptr, out_ptr, scale_ptr, scale_stride, width, out_stride,
+        v, columns, token, tail_ptr, factors, out_ptr, scale_ptr, scale_stride, width, out_stride,
         BLOCKS, ROTATE, TAIL, CODES, GROUP, HIGH,
     )  # fmt: skip
 
@@ -226,12 +249,17 @@ def merge_heads(
     EARLY: tl.constexpr,
 ):
     """``merge_rows`` with a program per token and head, where no scale spans heads: not for CODES 1, and no tail."""
-    begin(EARLY)
     token = tl.program_id(0)
     head = tl.program_id(1)
     columns = tl.arange(0, BLOCKS)[:, None] * 64 + tl.arange(0, 64)[None, :]
     inside = columns < HEAD_DIM
     row = token * HEADS + head
+    first = head * HEAD_DIM
+    group = first // GROUP
+    factors = read_factors(factor_ptr + group, HEAD_DIM, BLOCKS, CODES, GROUP)
+    if HAS_MUL:
+        mul = tl.load(mul_ptr + first + columns, mask=inside, other=0.0)
+    begin(EARLY)
     peak = tl.load(peak_ptr + row)
     for split in tl.static_range(1, SPLITS):
         peak = tl.maximum(peak, tl.load(peak_ptr + split * rows_padded + row))
@@ -244,12 +272,10 @@ def merge_heads(
         place = parts_ptr + share_row.to(tl.int64) * HEAD_DIM + columns
         mixed += weight * tl.load(place, mask=inside, other=0.0)
     v = mixed / total
-    first = head * HEAD_DIM
     if HAS_MUL:
-        v = v * tl.load(mul_ptr + first + columns, mask=inside, other=0.0)
-    group = first // GROUP
+        v = v * mul
     emit_row(
-        v, columns, token, mul_ptr, factor_ptr + group, out_ptr + first, scale_ptr + group * scale_stride, scale_stride,
+        v, columns, token, mul_ptr, factors, out_ptr + first, scale_ptr + group * scale_stride, scale_stride,
         HEAD_DIM, out_stride, BLOCKS, ROTATE, TAIL, CODES, GROUP, HIGH,
     )  # fmt: skip
 
@@ -283,11 +309,15 @@ def activate_rows(
 
     No scale spans programs: not for CODES 1, and no tail.
     """
-    begin(EARLY)
     token = tl.program_id(0)
     first = tl.program_id(1) * (BLOCKS * 64)
     columns = tl.arange(0, BLOCKS)[:, None] * 64 + tl.arange(0, 64)[None, :]
     inside = first + columns < width
+    group = first // GROUP
+    factors = read_factors(factor_ptr + group, width - first, BLOCKS, CODES, GROUP)
+    if HAS_MUL:
+        mul = tl.load(mul_ptr + first + columns, mask=inside, other=0.0)
+    begin(EARLY)
     gate = tl.zeros((BLOCKS, 64), dtype=tl.float32)
     up = tl.zeros((BLOCKS, 64), dtype=tl.float32)
     for part in tl.static_range(PARTS):
@@ -299,9 +329,8 @@ def activate_rows(
     if GATED:
         v = v * up
     if HAS_MUL:
-        v = v * tl.load(mul_ptr + first + columns, mask=inside, other=0.0)
-    group = first // GROUP
+        v = v * mul
     emit_row(
-        v, columns, token, mul_ptr, factor_ptr + group, out_ptr + first, scale_ptr + group * scale_stride, scale_stride,
+        v, columns, token, mul_ptr, factors, out_ptr + first, scale_ptr + group * scale_stride, scale_stride,
         width - first, out_stride, BLOCKS, ROTATE, TAIL, CODES, GROUP, HIGH,
     )  # fmt: skip

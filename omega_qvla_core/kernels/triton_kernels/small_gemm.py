@@ -24,21 +24,120 @@ STORE, PARTIAL, GATED, SUMS, ACTIVATED = 0, 1, 2, 3, 4
 
 
 @triton.jit
+def _read_x(x_ptr, tokens, block, x_stride, BLOCK_IN: tl.constexpr, BITS: tl.constexpr):
+    """Codes or numbers that a tile multiplies, ``[columns, tokens]``: for 4 bits two planes, else the same twice."""
+    if BITS <= 4:
+        half: tl.constexpr = BLOCK_IN // 2
+        place = x_ptr + tokens[None, :] * x_stride + block * BLOCK_IN + tl.arange(0, half)[:, None]
+        first = tl.load(place)
+        second = tl.load(place + half)
+    else:
+        first = tl.load(x_ptr + tokens[None, :] * x_stride + block * BLOCK_IN + tl.arange(0, BLOCK_IN)[:, None])
+        second = first
+    return first, second
+
+
+@triton.jit
+def _multiply(acc, weights, first, second, BITS: tl.constexpr, NATIVE: tl.constexpr):
+    """Add the products of one tile."""
+    if BITS <= 4:
+        acc = tl.dot(low_plane(weights, NATIVE), first, acc, out_dtype=acc.dtype)
+        acc = tl.dot(high_plane(weights, NATIVE), second, acc, out_dtype=acc.dtype)
+    else:
+        acc = tl.dot(weights, first, acc, out_dtype=acc.dtype)
+    return acc
+
+
+@triton.jit
 def _products(
     acc, weights, x_ptr, tokens, block, x_stride, BLOCK_IN: tl.constexpr, BITS: tl.constexpr, NATIVE: tl.constexpr
 ):
-    """Add the products of one tile: 4-bit tiles take two planes of ``BLOCK_IN / 2`` columns."""
-    if BITS <= 4:
-        half: tl.constexpr = BLOCK_IN // 2
-        ks = tl.arange(0, half)
-        place = x_ptr + tokens[None, :] * x_stride + block * BLOCK_IN + ks[:, None]
-        acc = tl.dot(low_plane(weights, NATIVE), tl.load(place), acc, out_dtype=acc.dtype)
-        acc = tl.dot(high_plane(weights, NATIVE), tl.load(place + half), acc, out_dtype=acc.dtype)
-    else:
-        ks = tl.arange(0, BLOCK_IN)
-        x = tl.load(x_ptr + tokens[None, :] * x_stride + block * BLOCK_IN + ks[:, None])
-        acc = tl.dot(weights, x, acc, out_dtype=acc.dtype)
-    return acc
+    """Add the products of one tile whose codes are read here."""
+    first, second = _read_x(x_ptr, tokens, block, x_stride, BLOCK_IN, BITS)
+    return _multiply(acc, weights, first, second, BITS, NATIVE)
+
+
+@triton.jit
+def _held(
+    y, w_place, scale_rows, x_ptr, sx_ptr, tokens, first, x_stride, sx_stride, tile_size: tl.constexpr,
+    BLOCK_IN: tl.constexpr, BITS: tl.constexpr, UNIT: tl.constexpr, UNITS: tl.constexpr, GROUPS: tl.constexpr,
+    SCALED: tl.constexpr, NATIVE: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """The share of a program that holds all of its tiles, and their scales, before the kernel before has ended."""
+    weights = ()
+    sw = ()
+    for block in tl.static_range(UNITS * UNIT):
+        weights = weights + (tl.load(w_place + (first * UNIT + block) * tile_size),)
+        if SCALED and block % UNIT == 0:
+            sw = sw + (tl.load(scale_rows + ((first + block // UNIT) * 64 if GROUPS > 1 else 0)),)
+    begin(EARLY)
+    gain: tl.constexpr = 0.0625 if BITS <= 4 else 1.0
+    acc = tl.zeros(y.shape, dtype=tl.int32 if BITS <= 8 else tl.float32)
+    low, high = _read_x(x_ptr, tokens, first * UNIT, x_stride, BLOCK_IN, BITS)
+    for block in tl.static_range(UNITS * UNIT):
+        now_low, now_high = low, high
+        if block + 1 < UNITS * UNIT:
+            low, high = _read_x(x_ptr, tokens, first * UNIT + block + 1, x_stride, BLOCK_IN, BITS)
+        acc = _multiply(acc, weights[block], now_low, now_high, BITS, NATIVE)
+        if SCALED and (block + 1) % UNIT == 0:
+            sx = tl.load(sx_ptr + (first + block // UNIT) * sx_stride + tokens) * gain
+            y += acc.to(tl.float32) * sx[None, :] * sw[block // UNIT][:, None]
+            acc = tl.zeros(y.shape, dtype=acc.dtype)
+    if not SCALED:
+        y += acc
+    return y
+
+
+@triton.jit
+def _row_scales(scale_rows, unit, last, TOGETHER: tl.constexpr):
+    """Scales of TOGETHER groups; past the last one it is read again."""
+    scales = ()
+    for more in tl.static_range(TOGETHER):
+        scales = scales + (tl.load(scale_rows + tl.minimum(unit + more, last) * 64),)
+    return scales
+
+
+@triton.jit
+def _token_scales(sx_ptr, tokens, unit, last, sx_stride, TOGETHER: tl.constexpr):
+    """As ``_row_scales``."""
+    scales = ()
+    for more in tl.static_range(TOGETHER):
+        scales = scales + (tl.load(sx_ptr + tl.minimum(unit + more, last) * sx_stride + tokens),)
+    return scales
+
+
+@triton.jit
+def _together(
+    y, w_place, scale_rows, x_ptr, sx_ptr, tokens, first, x_stride, sx_stride, tile_size: tl.constexpr,
+    BLOCK_IN: tl.constexpr, BITS: tl.constexpr, UNITS: tl.constexpr, TOGETHER: tl.constexpr, AHEAD: tl.constexpr,
+    NATIVE: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """The share of a program with TOGETHER groups of one tile each per turn of a pipelined loop."""
+    gain: tl.constexpr = 0.0625 if BITS <= 4 else 1.0
+    last = first + UNITS - 1
+    if AHEAD:
+        # What the kernel before does not write is read before it has ended; see ``numerics.begin``.
+        next_sw = _row_scales(scale_rows, first, last, TOGETHER)
+    begin(EARLY)
+    if AHEAD:
+        next_sx = _token_scales(sx_ptr, tokens, first, last, sx_stride, TOGETHER)
+    for start in tl.range(first, first + UNITS, TOGETHER, num_stages=STAGES):
+        if AHEAD:
+            sx, sw = next_sx, next_sw
+            next_sx = _token_scales(sx_ptr, tokens, start + TOGETHER, last, sx_stride, TOGETHER)
+            next_sw = _row_scales(scale_rows, start + TOGETHER, last, TOGETHER)
+        sums = ()
+        for more in tl.static_range(TOGETHER):
+            unit = start + more
+            zero = tl.zeros(y.shape, dtype=tl.int32)
+            weights = tl.load(w_place + unit * tile_size)
+            sums = sums + (_products(zero, weights, x_ptr, tokens, unit, x_stride, BLOCK_IN, BITS, NATIVE),)
+        if not AHEAD:
+            sx = _token_scales(sx_ptr, tokens, start, last, sx_stride, TOGETHER)
+            sw = _row_scales(scale_rows, start, last, TOGETHER)
+        for more in tl.static_range(TOGETHER):
+            y += sums[more].to(tl.float32) * (sx[more] * gain)[None, :] * sw[more][:, None]
+    return y
 
 
 @triton.jit
@@ -89,9 +188,11 @@ def small_gemm(
     NATIVE: tl.constexpr,  # see numerics.low_plane
     SHARES: tl.constexpr,  # shares of K that are joined here; 1 for PARTIAL, whose shares the next kernel joins
     STAGES: tl.constexpr,
+    HELD: tl.constexpr,  # see _held
+    TOGETHER: tl.constexpr,  # see _together; 1 for another way
+    AHEAD: tl.constexpr,  # with TOGETHER: scales are read while the sums before are computed
     EARLY: tl.constexpr,
 ):
-    begin(EARLY)
     tile = tl.program_id(0)
     share = tl.program_id(1)
     token_block = tl.program_id(2)
@@ -112,7 +213,18 @@ def small_gemm(
     w_tile = w_ptr + tile.to(tl.int64) * (TILES * blocks * tile_size)
     up_offset = gate_tiles * blocks * tile_size
     first = share * UNITS
-    if UNIT == 1 and SCALED and EPILOGUE != 3:
+    if HELD:
+        y = _held(
+            y, w_tile + inside, scale_rows, x_ptr, sx_ptr, tokens, first, x_stride, sx_stride, tile_size, BLOCK_IN,
+            BITS, UNIT, UNITS, GROUPS, SCALED, NATIVE, EARLY,
+        )  # fmt: skip
+    elif TOGETHER > 1:
+        y = _together(
+            y, w_tile + inside, scale_rows, x_ptr, sx_ptr, tokens, first, x_stride, sx_stride, tile_size, BLOCK_IN,
+            BITS, UNITS, TOGETHER, AHEAD, NATIVE, STAGES, EARLY,
+        )  # fmt: skip
+    elif UNIT == 1 and SCALED and EPILOGUE != 3:
+        begin(EARLY)
         # One tile per integer sum: a flat loop, which the compiler pipelines.
         for unit in tl.range(first, tl.minimum(first + UNITS, blocks), num_stages=STAGES):
             zero = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=kind)
@@ -126,6 +238,7 @@ def small_gemm(
                 up_scale = tl.load(scale_place + gate_tiles * (GROUPS * 64))
                 y_up += acc.to(tl.float32) * sx[None, :] * up_scale[:, None]
     else:
+        begin(EARLY)
         for unit in range(first, tl.minimum(first + UNITS, tl.cdiv(blocks, UNIT))):
             acc = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=kind)
             acc_up = tl.zeros((BLOCK_OUT, BLOCK_TOKENS), dtype=kind)

@@ -73,14 +73,15 @@ class LargeWeight:
     """A weight for ``large_gemm``.
 
     Attributes:
-        rows: int8 ``[O padded, K padded]``, int4 planes ``[O padded, K padded / 2]``, or bfloat16.
-        scales: float32 ``[G, O padded]``; empty for bfloat16.
-        bias: float32 ``[O padded]`` or None.
+        rows: int8 ``[R padded, K padded]``, int4 planes ``[R padded, K padded / 2]``, or bfloat16; R is O, or 2 O if it
+            is gated.
+        scales: float32 ``[G, R padded]``; empty for bfloat16.
+        bias: float32 ``[R padded]`` or None.
         outputs: O, without padding: of the gate only, if it is gated.
         columns: Columns of the codes that it multiplies, padding included.
         bits: As for ``SmallWeight``, of what is stored here.
         group: Columns per scale; ``columns`` if there is one scale per row.
-        gate_rows: Rows from a gate's row to its up row; 0 if it is not gated.
+        gated: Whether rows of a gate and of an up projection take turns.
     """
 
     rows: Tensor
@@ -90,7 +91,7 @@ class LargeWeight:
     columns: int
     bits: int
     group: int
-    gate_rows: int = 0
+    gated: bool = False
 
     @property
     def groups(self) -> int:
@@ -153,18 +154,18 @@ def large_weight(
         codes = F.pad(codes, (0, -codes.shape[1] % _LONG_BLOCK))
         group = codes.shape[1]
     wide = expand or weight.weight_bits > 4
-    halves = list(zip(codes.chunk(2), scales.chunk(2))) if gated else [(codes, scales)]
-    rows = torch.cat([padded(one, _ROW_MULTIPLE, 1) for one, _ in halves])
+    rows = padded(_taking_turns(codes) if gated else codes, _ROW_MULTIPLE, 1)
+    scales = scales.float()
     block_in = 64 if group % _LONG_BLOCK else _LONG_BLOCK
     return LargeWeight(
         rows=rows.contiguous() if wide else nibble_planes(rows, block_in),
-        scales=torch.cat([padded(one.float(), _ROW_MULTIPLE, 1) for _, one in halves]).t().contiguous(),
-        bias=_padded_bias(bias, _ROW_MULTIPLE),
-        outputs=halves[0][0].shape[0],
+        scales=padded(_taking_turns(scales) if gated else scales, _ROW_MULTIPLE, 1).t().contiguous(),
+        bias=_large_bias(bias, gated),
+        outputs=codes.shape[0] // 2 if gated else codes.shape[0],
         columns=codes.shape[1],
         bits=8 if wide else 4,
         group=group,
-        gate_rows=rows.shape[0] // 2 if gated else 0,
+        gated=gated,
     )
 
 
@@ -173,18 +174,25 @@ def large_float_weight(
 ) -> LargeWeight:
     """A weight ``[O, I]`` in rows; see ``small_float_weight``."""
     matrix = F.pad(weight.to(dtype), (0, -weight.shape[1] % _LONG_BLOCK))
-    halves = matrix.chunk(2) if gated else [matrix]
-    rows = torch.cat([padded(one, _ROW_MULTIPLE, 1) for one in halves])
     return LargeWeight(
-        rows=rows,
+        rows=padded(_taking_turns(matrix) if gated else matrix, _ROW_MULTIPLE, 1),
         scales=weight.new_empty(0, dtype=torch.float32),
-        bias=_padded_bias(bias, _ROW_MULTIPLE),
-        outputs=halves[0].shape[0],
+        bias=_large_bias(bias, gated),
+        outputs=matrix.shape[0] // 2 if gated else matrix.shape[0],
         columns=matrix.shape[1],
         bits=FLOAT_BITS,
         group=matrix.shape[1],
-        gate_rows=rows.shape[0] // 2 if gated else 0,
+        gated=gated,
     )
+
+
+def _taking_turns(rows: Tensor) -> Tensor:
+    """Rows of a gate and then of an up projection -> gate, up, gate, up..."""
+    return torch.stack(rows.chunk(2), dim=1).flatten(0, 1)
+
+
+def _large_bias(bias: Tensor | None, gated: bool) -> Tensor | None:
+    return _padded_bias(_taking_turns(bias) if gated and bias is not None else bias, _ROW_MULTIPLE)
 
 
 def regrouped(codes: Tensor, group: int, columns: int) -> Tensor:
