@@ -157,7 +157,7 @@ class LargeProduct:
         weight, tuned = self.weight, self._tuned
         if weight.bits == FLOAT_BITS:
             return tuned.floats_gated if weight.gated else tuned.floats
-        return tuned.gated(tokens) if weight.gated else tuned.int8(tokens, weight.outputs)
+        return tuned.gated(tokens, weight.groups > 1) if weight.gated else tuned.int8(tokens, weight.outputs)
 
     def _by_library(self, operand: Operand, out: Tensor, activation: int, residual: Tensor | None) -> bool:
         """Let cuBLAS do what it does in one call, and faster than a kernel of ours; whether it did."""

@@ -117,6 +117,8 @@ def cases(target, capability):
         ("int8 activated", target.plain[-1].blocks, {"HAS_BIAS": True, "ACTIVATION": 1}, "i8", half),
         ("int8 gated", target.wide_gated, {"ACTIVATION": 2}, "i8", half),
         ("int8 narrow gated", target.narrow_gated, {"ACTIVATION": 2}, "i8", half),
+        ("int8 groups", target.plain[-1].blocks, {"GROUPED": True} | residual, "i8", half),
+        ("int8 gated groups", target.narrow_gated, {"GROUPED": True, "ACTIVATION": 2}, "i8", half),
         ("int8 gated silu", target.wide_gated, {"ACTIVATION": 3}, "i8", half),
         ("floats", target.floats, {"BITS": 16, "SCALED": False, "HAS_RESIDUAL": True}, "bf16", half),
         ("floats added", target.floats_added, {"BITS": 16, "SCALED": False, "HAS_RESIDUAL": True}, "bf16", half),

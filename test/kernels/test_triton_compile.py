@@ -49,7 +49,7 @@ def test_triton_kernels_compile_ahead_of_time(capability, compilations):
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = {one["name"]: one for one in map(json.loads, done.stdout.splitlines())}
     # An H100 has one more way for int8 products, with and without a residual, and one for floating ones.
-    assert len(kernels) == (44 if capability == 90 else 41)
+    assert len(kernels) == (46 if capability == 90 else 43)
     for name, one in kernels.items():
         assert one["shared"] <= SHARED_BYTES[divmod(capability, 10)], name
         # More than a few words of stack mean registers that were spilled to memory again and again.
@@ -63,3 +63,16 @@ def test_triton_kernels_compile_ahead_of_time(capability, compilations):
 def test_triton_blocks_of_an_unknown_gpu_fit_everywhere():
     assert tuning((9, 9)) == tuning((8, 9))
     assert tuning((9, 0)) != tuning((8, 9))
+
+
+def test_triton_blocks_on_an_h100_are_those_that_were_fastest_there():
+    """Sizes of Pi 0.5's prefix with three cameras and two, and of SigLIP with a residual."""
+    tuned = tuning((9, 0))
+    few, more, many = (one.blocks for one in tuned.plain)
+    assert tuned.int8(968, 2048) == few and tuned.int8(968, 2560) == more and tuned.int8(968, 16384) == many
+    assert tuned.gated(968, grouped=False) == tuned.wide_gated
+    assert tuned.gated(536, grouped=False) == tuned.narrow_gated == tuned.gated(968, grouped=True)
+    assert tuned.added(768, 1152, 4352) == tuned.added(512, 1152, 1152) == tuned.floats_added
+    # cuBLAS is faster.
+    assert tuned.added(512, 1152, 4352) is None and tuned.added(968, 2048, 2048) is None
+    assert tuning((8, 0)).added(768, 1152, 1152) is None

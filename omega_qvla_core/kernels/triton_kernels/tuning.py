@@ -69,8 +69,10 @@ class Tuning:
         narrow = 0 < tiles <= _MULTIPROCESSORS and (tiles >= _FEW_IDLE or columns <= _SHORT_COLUMNS)
         return self.floats_added if narrow else None
 
-    def gated(self, tokens: int) -> Blocks:
-        """Of a gated int8 product."""
+    def gated(self, tokens: int, grouped: bool) -> Blocks:
+        """Of a gated int8 product. With a scale per group there are registers for narrow blocks only."""
+        if grouped:
+            return self.narrow_gated
         narrow, wide = (round_up(tokens, one.tokens) for one in (self.narrow_gated, self.wide_gated))
         return self.narrow_gated if narrow < wide else self.wide_gated
 
