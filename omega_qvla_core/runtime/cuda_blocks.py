@@ -28,8 +28,8 @@ class LayerModules:
 class EncoderLayer:
     """``x + out(attention(norm1(x)))``, then ``x + fc2(gelu(fc1(norm2(x))))``.
 
-    The biases of ``out`` and ``fc2`` are added by the norm that reads the rows next: cuBLAS adds a residual or a bias
-    to a product, not both.
+    The biases of ``out`` and ``fc2`` are added by the norm that reads the rows next: cuBLAS, which does these products
+    where it is faster, adds a residual or a bias, not both.
 
     Args:
         name: For messages and buffers; layers of one tower that run in turn may share the part before the first space.

@@ -146,7 +146,8 @@ class CudaExpert:
         final, factors = self._out_of_model.operand(work, "expert final", self.tokens), self._final[step]
         norm(
             x, final.values, None, Coding(), kind=rows.RMS_NORM, eps=self.eps, mul=factors.mul, add=factors.add,
-            parts=parts, gate=gate, tokens=self.tokens, width=self.width, settled=True, early=self.tuned.early,
+            parts=parts, gate=gate, tokens=self.tokens, width=self.width,
+            settled=parts is not None, early=self.tuned.early,
         )  # fmt: skip
         self._out_of_model.plain(work, final, self.velocity_buffer(work))
 

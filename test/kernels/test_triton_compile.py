@@ -18,7 +18,7 @@ from omega_qvla_core.kernels.triton_kernels.tuning import SHARED_BYTES, tuning
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 # A100, RTX 4090, H100 (Triton takes sm_90a for it), RTX 5090.
 CAPABILITIES = (80, 89, 90, 120)
-# Attention with 8 spilled registers was faster on an H100 than with blocks that need none.
+# A few spilled registers cost less than smaller blocks.
 MOST_STACK_BYTES = 32
 
 
@@ -56,8 +56,7 @@ def test_triton_kernels_compile_ahead_of_time(capability, compilations):
         assert (one["stack"] or 0) <= MOST_STACK_BYTES, name
         if "int4" in name or "int8" in name:
             assert one["int8"], f"{name} does not multiply int8 on the tensor cores"
-            # A warpgroup is four warps.
-            assert one["wgmma"] == (capability == 90 and one["warps"] >= 4), name
+            assert one["wgmma"] == (capability == 90), name
 
 
 def test_triton_blocks_of_an_unknown_gpu_fit_everywhere():

@@ -192,7 +192,7 @@ def test_triton_product_for_many_tokens(case, blocks):
 @EITHER
 @pytest.mark.parametrize("bits", [8, 16], ids=["int8", "floats"])
 def test_triton_many_tokens_with_gate_bias_and_residual(bits, blocks):
-    tokens, outputs, columns = 40, 48, 128
+    tokens, outputs, columns = 40, 47, 128
     weight, codes = random_weight(2 * outputs, columns, columns, 8), random_codes(tokens, columns, 8)
     scales, bias = scales_of(1, tokens), random_floats(outputs, seed=6)
     residual, out = random_floats(tokens, outputs, seed=7), torch.zeros(tokens, outputs, device=DEVICE)
@@ -200,9 +200,13 @@ def test_triton_many_tokens_with_gate_bias_and_residual(bits, blocks):
     used = scales if bits == 8 else torch.ones_like(scales)
     matrix = weight.codes.float() * 2.0**-8
     plain = GroupedWeight(weight.codes, torch.full_like(weight.scales, 2.0**-8), columns, 8, 8)
-    gated = large_weight(plain, gated=True) if bits == 8 else large_float_weight(matrix, gated=True, dtype=FLOAT)
+    both = random_floats(2 * outputs, seed=8)
+    if bits == 8:
+        gated = large_weight(plain, both, gated=True)
+    else:
+        gated = large_float_weight(matrix, both, gated=True, dtype=FLOAT)
     large_linear(x, used, gated, out, large_gemm.GATED_SILU, residual, blocks)
-    gate, up = expected_product(codes, used, plain).chunk(2, dim=1)
+    gate, up = (expected_product(codes, used, plain) + both).chunk(2, dim=1)
     assert largest_difference(out, F.silu(gate) * up + residual) < 1e-4
     half = GroupedWeight(plain.codes[:outputs], plain.scales[:outputs], columns, 8, 8)
     one = large_weight(half, bias) if bits == 8 else large_float_weight(matrix[:outputs], bias, dtype=FLOAT)

@@ -28,14 +28,15 @@ pytestmark = [
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Blocks that fit everywhere, which are also the smallest: the interpreter computes padding too.
 CAPABILITY = (8, 9)
+HOPPER = (9, 0)
 STEPS = 2
 
 
-def tiny(horizon=10):
+def tiny(horizon=10, dtype=torch.float32):
     vision = SiglipConfig(width=32, depth=1, num_heads=2, mlp_dim=64, patch_size=14, image_size=28)
     sizes = preset("pi05", "tiny")
     sizes = replace(sizes, lm_depth=2, action_horizon=horizon, vision=vision, expert_width=64, expert_mlp_dim=128)
-    return random_model(sizes, DEVICE, torch.float32)
+    return random_model(sizes, DEVICE, dtype)
 
 
 def inputs_of(model, cameras=2, text=5):
@@ -96,6 +97,33 @@ def test_triton_engine_equals_the_quantized_model_and_its_guided_steps():
 
     assert compared(model, engine, inputs_of(model), guide) < max(LIMIT, 1e-3)
     assert engine.precision == "w4a4"
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="float32 does not fit the blocks of an H100; bfloat16 is tested there")
+def test_triton_engine_with_the_blocks_of_an_h100_equals_the_quantized_model():
+    """Descriptors, programs that take tiles in turn, groups two at a time; early launches are a GPU's own."""
+    model = quantize_randomly(tiny(horizon=50), "w4a4")
+    engine = CudaEngine(model, HOPPER, torch.float32, capture=False)
+    engine._tuned = replace(engine._tuned, early=False)
+    assert compared(model, engine, inputs_of(model, cameras=1)) < 1e-3
+
+
+@pytest.mark.skipif(
+    DEVICE == "cpu" or torch.cuda.get_device_capability() != HOPPER, reason="there is no GPU of compute capability 9.0"
+)
+@pytest.mark.parametrize("precision", ["bf16", "w4a4"])
+def test_triton_kernels_that_start_early_give_the_same_bits(precision):
+    """What is read before the kernel before has ended is what that kernel does not write."""
+    model = tiny(horizon=50, dtype=torch.bfloat16)
+    model = model if precision == "bf16" else quantize_randomly(model, precision)
+    inputs, noise, found = inputs_of(model), noise_of(model), []
+    with torch.inference_mode():
+        for early in (False, True):
+            engine = CudaEngine(model, HOPPER)
+            engine._tuned = replace(engine._tuned, early=early)
+            found += [engine.run(inputs, noise, STEPS).clone() for _ in range(20)]
+    assert found[0].isfinite().all()
+    assert all(torch.equal(one, found[0]) for one in found[1:])
 
 
 def test_triton_engine_takes_the_keypoint_encoder_prepared_before_its_first_observation():

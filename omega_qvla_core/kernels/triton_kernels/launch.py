@@ -175,7 +175,8 @@ def _way(weight: SmallWeight, epilogue: int, count: int, unit: int, units: int, 
     # Two tiles per program where that still fills the GPU: codes are read half as often.
     pair = owned % 2 == 0 and owned * count >= _PROGRAMS
     grouped = weight.bits != FLOAT_BITS and unit == 1 and weight.groups > 1
-    together = 2 if grouped and even and units % 2 == 0 and tokens >= MOST_SMALL_TOKENS else 1
+    wide = tokens >= MOST_SMALL_TOKENS and weight.block_in == BLOCK_OUT
+    together = 2 if grouped and even and units % 2 == 0 and wide else 1
     if even and not pair and unit * units <= _HELD_TILES and (weight.bits > 4 or together == 1):
         return _Way(held=True)
     return _Way(2 if pair else 1, together=together, warps=8 if pair and together > 1 else 4)
@@ -242,7 +243,7 @@ def large_linear(
     inner = (64 if weight.group % 128 else 128) if grouped or weight.bits <= 4 else blocks.inner
     if grouped and weight.group != inner:
         raise ValueError(f"groups of {weight.group} columns are not executed for many tokens; use 64, 128 or rows")
-    require_addressable(out, x)
+    require_addressable(out)
     tiles = blocks.tiles(tokens, weight.outputs * (2 if weight.gated else 1))
     described = blocks.described and describable(x) and describable(weight.rows)
     columns = inner // 2 if weight.bits <= 4 else inner

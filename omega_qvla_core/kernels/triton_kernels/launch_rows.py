@@ -295,7 +295,7 @@ def attend(
     room = k.shape[0] if most_keys is None else most_keys
     per_split = round_up(triton.cdiv(room, max(shared, 1)), blocks.keys)
     target = out.mixed if split else out
-    require_addressable(q, k, v, target)
+    require_addressable(q, k, v, target.flatten(0, -2) if split else target)
     grid = (triton.cdiv(tokens * per_key_head, blocks.rows), count, heads.kv)
     described, box = blocks.described and describable(k) and describable(v), [blocks.keys, heads.block]
     attention_kernels.attention[grid](

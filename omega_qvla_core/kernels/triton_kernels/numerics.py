@@ -88,7 +88,7 @@ def begin(EARLY: tl.constexpr):
 
     Programmatic dependent launch, from compute capability 9.0: it hides the time between two kernels. A kernel may read
     before this what the one before it does not write: all kernels further back have ended, since the one before has
-    waited for them.
+    waited for them. What changes from launch to launch must then be read past the L1 cache.
     """
     if EARLY:
         gdc_wait()

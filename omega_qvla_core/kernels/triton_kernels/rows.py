@@ -132,7 +132,8 @@ def norm_rows(
     if GATED:
         gate = tl.load(gate_ptr + columns, mask=inside, other=0.0)
     if HAS_X and SETTLED:
-        x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        # Past the L1 cache, where an older kernel on this multiprocessor may have left the row as it was.
+        x = tl.load(place, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
     begin(EARLY)
     if HAS_X and not SETTLED:
         x = tl.load(place, mask=inside, other=0.0).to(tl.float32)

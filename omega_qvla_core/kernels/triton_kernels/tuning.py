@@ -64,7 +64,7 @@ class Tuning:
         )
 
     def added(self, tokens: int, outputs: int, columns: int) -> Blocks | None:
-        """Of a bfloat16 product with a residual; None for cuBLAS, which is faster but for narrow outputs."""
+        """Of a bfloat16 product with a residual; None for cuBLAS, which is faster but for few tiles, as in SigLIP."""
         tiles = 0 if self.floats_added is None else self.floats_added.tiles(tokens, outputs)
         narrow = 0 < tiles <= _MULTIPROCESSORS and (tiles >= _FEW_IDLE or columns <= _SHORT_COLUMNS)
         return self.floats_added if narrow else None
@@ -94,8 +94,9 @@ _ROOMY = Tuning(
     shared_attention=AttentionBlocks(64, 64, 4, 3, described=True),
     early=True,
 )
+# Compiled, never timed: narrow tiles until wide ones would be as many as an H100 has multiprocessors.
 _TIGHT = Tuning(
-    plain=(UpTo(2 * _MULTIPROCESSORS, Blocks(64, 64, 128, 4, 3)), UpTo(None, Blocks(128, 128, 64, 8, 3))),
+    plain=(UpTo(4 * _MULTIPROCESSORS, Blocks(64, 64, 128, 4, 3)), UpTo(None, Blocks(128, 128, 64, 8, 3))),
     wide_gated=Blocks(64, 128, 64, 4, 3),
     narrow_gated=Blocks(64, 128, 64, 4, 3),
     floats=Blocks(64, 128, 32, 4, 3),
