@@ -258,7 +258,7 @@ def main(capability):
         found = {"name": name, "shared": compiled.metadata.shared, "stack": local_bytes(compiled.asm["cubin"])}
         products = re.findall(r"\b(wgmma|mma)\S*sync\S*", compiled.asm["ptx"])
         int8 = re.search(r"\b(?:wgmma\.mma_async|mma)\.sync\S*\.s8", compiled.asm["ptx"]) is not None
-        print(json.dumps(found | {"int8": int8, "wgmma": "wgmma" in products, "warps": warps}), flush=True)
+        print(json.dumps(found | {"int8": int8, "wgmma": "wgmma" in products}), flush=True)
 
 
 if __name__ == "__main__":

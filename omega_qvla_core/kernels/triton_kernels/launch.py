@@ -213,7 +213,7 @@ class Blocks:
 
     def tiles(self, tokens: int, rows: int) -> int:
         """Tiles of a product with so many tokens and rows of the weight."""
-        return -(-tokens // self.tokens) * -(-rows // self.out)
+        return triton.cdiv(tokens, self.tokens) * triton.cdiv(rows, self.out)
 
 
 def large_linear(

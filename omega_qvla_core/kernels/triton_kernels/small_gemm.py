@@ -89,20 +89,11 @@ def _held(
 
 
 @triton.jit
-def _row_scales(scale_rows, unit, last, TOGETHER: tl.constexpr):
-    """Scales of TOGETHER groups; past the last one it is read again."""
+def _scales(place, unit, last, stride, TOGETHER: tl.constexpr):
+    """Scales of TOGETHER groups that lie ``stride`` apart; past the last group it is read again."""
     scales = ()
     for more in tl.static_range(TOGETHER):
-        scales = scales + (tl.load(scale_rows + tl.minimum(unit + more, last) * 64),)
-    return scales
-
-
-@triton.jit
-def _token_scales(sx_ptr, tokens, unit, last, sx_stride, TOGETHER: tl.constexpr):
-    """As ``_row_scales``."""
-    scales = ()
-    for more in tl.static_range(TOGETHER):
-        scales = scales + (tl.load(sx_ptr + tl.minimum(unit + more, last) * sx_stride + tokens),)
+        scales = scales + (tl.load(place + tl.minimum(unit + more, last) * stride),)
     return scales
 
 
@@ -117,15 +108,15 @@ def _together(
     last = first + UNITS - 1
     if AHEAD:
         # What the kernel before does not write is read before it has ended; see ``numerics.begin``.
-        next_sw = _row_scales(scale_rows, first, last, TOGETHER)
+        next_sw = _scales(scale_rows, first, last, 64, TOGETHER)
     begin(EARLY)
     if AHEAD:
-        next_sx = _token_scales(sx_ptr, tokens, first, last, sx_stride, TOGETHER)
+        next_sx = _scales(sx_ptr + tokens, first, last, sx_stride, TOGETHER)
     for start in tl.range(first, first + UNITS, TOGETHER, num_stages=STAGES):
         if AHEAD:
             sx, sw = next_sx, next_sw
-            next_sx = _token_scales(sx_ptr, tokens, start + TOGETHER, last, sx_stride, TOGETHER)
-            next_sw = _row_scales(scale_rows, start + TOGETHER, last, TOGETHER)
+            next_sx = _scales(sx_ptr + tokens, start + TOGETHER, last, sx_stride, TOGETHER)
+            next_sw = _scales(scale_rows, start + TOGETHER, last, 64, TOGETHER)
         sums = ()
         for more in tl.static_range(TOGETHER):
             unit = start + more
@@ -133,8 +124,8 @@ def _together(
             weights = tl.load(w_place + unit * tile_size)
             sums = sums + (_products(zero, weights, x_ptr, tokens, unit, x_stride, BLOCK_IN, BITS, NATIVE),)
         if not AHEAD:
-            sx = _token_scales(sx_ptr, tokens, start, last, sx_stride, TOGETHER)
-            sw = _row_scales(scale_rows, start, last, TOGETHER)
+            sx = _scales(sx_ptr + tokens, start, last, sx_stride, TOGETHER)
+            sw = _scales(scale_rows, start, last, 64, TOGETHER)
         for more in tl.static_range(TOGETHER):
             y += sums[more].to(tl.float32) * (sx[more] * gain)[None, :] * sw[more][:, None]
     return y
